@@ -1,0 +1,134 @@
+"""The contract between the memory bank and whatever holds the chunks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import ClassVar, Self
+
+import attrs
+from torch import Tensor
+
+from memcore.chunk import ChunkBatch, SearchResult
+
+
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    """Options of a backend that has none."""
+
+
+class MemoryBackend(ABC):
+    """Holds chunks in namespaces and finds them again by inner product.
+
+    A namespace is one sequence's memory in one layer; it comes into being with the first ``store`` and is gone after
+    ``drop``. Ids are assigned by the backend: non-negative, growing in storing order, never reused in a namespace, not
+    even after eviction. The first ``store`` fixes a namespace's ``V``, ``E``, ``H``, ``D``, ``Dv`` and dtype; the chunk
+    length may vary from one ``store`` to the next.
+
+    Tensors may come in on any device and are returned on the CPU unless the backend documents otherwise. A call that
+    raises leaves what is stored as it was.
+
+    Attributes:
+        Options: frozen attrs class that the user's ``backend_options`` are structured into, strictly.
+        persistent: whether chunks outlive the process.
+        thread_safe: whether one instance may be used from several threads at once.
+    """
+
+    Options: ClassVar[type] = NoOptions
+    persistent: ClassVar[bool] = False
+    thread_safe: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, options: object) -> None:
+        """Open the backend with an instance of ``Options``."""
+
+    @abstractmethod
+    def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
+        """Add ``N`` chunks and return their ids.
+
+        Returns:
+            ``[N]`` int64, ascending.
+
+        Raises:
+            ChunkShapeError: the chunks do not fit what the namespace holds.
+        """
+
+    @abstractmethod
+    def retrieve(self, namespace: str, queries: Tensor, top_k: int) -> SearchResult:
+        """Find the ``top_k`` chunks with the largest inner product, for each query on its own.
+
+        A chunk's score is that of its best vector. An unknown or empty namespace yields only ``NO_CHUNK``. Equal
+        scores may come in any order.
+
+        Args:
+            namespace: where to look.
+            queries: ``[Q, E]`` float32.
+            top_k: chunks wanted per query, at least 1.
+        """
+
+    @abstractmethod
+    def fetch(self, namespace: str, ids: Tensor) -> ChunkBatch:
+        """Return the chunks with these ids, in this order, dtype kept bit for bit.
+
+        Args:
+            namespace: where they are stored.
+            ids: ``[N]`` int64, repeats allowed.
+
+        Raises:
+            UnknownNamespaceError: nothing was ever stored there, or it was dropped.
+            UnknownChunkError: an id is not stored; the message names it.
+        """
+
+    @abstractmethod
+    def evict(self, namespace: str, ids: Tensor) -> None:
+        """Remove chunks for good: all of them, or none if it raises.
+
+        Raises:
+            UnknownNamespaceError: as in ``fetch``.
+            UnknownChunkError: as in ``fetch``.
+        """
+
+    @abstractmethod
+    def drop(self, namespace: str) -> None:
+        """Remove a namespace and all its chunks; do nothing if there is none."""
+
+    @abstractmethod
+    def ids(self, namespace: str) -> Tensor:
+        """Return the ids stored in a namespace: ``[N]`` int64, ascending; empty for an unknown namespace."""
+
+    @abstractmethod
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces that exist, sorted."""
+
+    @abstractmethod
+    def nbytes(self, namespace: str | None = None) -> int:
+        """Return the bytes that embeddings and payloads take, of one namespace or of all."""
+
+    def count(self, namespace: str) -> int:
+        """Return how many chunks a namespace holds, 0 if there is none of that name."""
+        return int(self.ids(namespace).numel())
+
+    def copy(self, source: str, target: str) -> None:
+        """Make ``target`` a namespace with the chunks of ``source``, under ids of its own in the same order.
+
+        Backends that can share storage should override this.
+        """
+        ids = self.ids(source)
+        self.drop(target)
+        if ids.numel():
+            self.store(target, self.fetch(source, ids))
+
+    def flush(self) -> None:
+        """Make everything stored so far durable. Nothing to do for a backend that is not persistent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and release what the backend holds. Calling it again does nothing; other calls raise ClosedError."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,67 @@
+"""Every exception memcore raises on purpose.
+
+All of them derive from :class:`MemcoreError`, so ``except MemcoreError`` catches memcore's complaints and nothing else.
+A message names what was wrong, what was given and what would be right.
+"""
+
+from __future__ import annotations
+
+
+class MemcoreError(Exception):
+    """Base class of every memcore exception."""
+
+
+class ConfigError(MemcoreError, ValueError):
+    """A configuration field, option or file has a value memcore cannot use."""
+
+
+class UnknownNameError(ConfigError):
+    """A backend, embedder, eviction policy or other component was asked for by a name nobody registered."""
+
+
+class PluginError(MemcoreError):
+    """A plugin could not be loaded, or registered something it must not."""
+
+
+class MissingDependencyError(MemcoreError, ImportError):
+    """A component needs a package that is not installed."""
+
+
+class UnsupportedModelError(MemcoreError, TypeError):
+    """No adapter can give this model a memory."""
+
+
+class AlreadyWrappedError(MemcoreError, RuntimeError):
+    """The model already has a memory."""
+
+
+class NotWrappedError(MemcoreError, RuntimeError):
+    """The model has no memory to take away."""
+
+
+class UnsupportedInputError(MemcoreError, ValueError):
+    """A call on a wrapped model combines arguments that memory cannot serve."""
+
+
+class UnsupportedCacheError(UnsupportedInputError):
+    """The ``past_key_values`` passed in is not one that memory can live in."""
+
+
+class BackendError(MemcoreError, RuntimeError):
+    """A memory backend refused an operation; what was stored before is unchanged."""
+
+
+class UnknownNamespaceError(BackendError):
+    """A namespace does not exist in the backend."""
+
+
+class UnknownChunkError(BackendError):
+    """A chunk id is not (or no longer) stored in the namespace."""
+
+
+class ChunkShapeError(BackendError, ValueError):
+    """Tensors handed to the backend do not fit each other or what the namespace already holds."""
+
+
+class ClosedError(BackendError):
+    """The backend was used after ``close()``."""
