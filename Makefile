@@ -1,0 +1,81 @@
+# Every target does its own set-up: it finds a Python, makes .venv, installs what it needs and runs.
+# A second run finds the stamps in .venv and starts at once.
+#
+#   make demo TOKENS=16000        make test ARGS="-k eviction"        make PYTHON=/path/to/python3.12 test
+#
+# PyPI's torch for Linux brings gigabytes of CUDA. For a smaller one that runs on the CPU only:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters tests benchmarks)
+
+# What an installation depends on. A venv is made again when one of these changes.
+INPUTS := pyproject.toml constraints.txt
+
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint format bench-passkey bench-embedders bench-speed clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/.has-demo ## hide facts in a long text and ask Gemma 3 270M, with and without memory
+	@$(BIN)/memcore demo $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
+
+test: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the tests (ARGS are for pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slow tests as well
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/.has-dev ## ruff and strict mypy
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy $(SOURCES)
+
+format: $(VENV)/.has-dev ## sort imports, fix what ruff can fix, format
+	@$(BIN)/ruff check --fix-only $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+bench-passkey: $(VENV)/.has-demo $(VENV)/.has-hnswlib ## hidden pass-keys found, by depth and length
+	@$(BIN)/python benchmarks/passkey.py $(ARGS)
+
+bench-embedders: $(VENV)/.has-demo ## chunk embedders: recall, pass-keys found, time
+	@$(BIN)/python benchmarks/embedders.py $(ARGS)
+
+bench-speed: $(VENV)/.has-demo ## prefill and decode, plain and wrapped
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+
+# 3.11 first: what is pinned in constraints.txt was tried on it. A version manager's shim may exist and not run,
+# and Debian's python3 may lack venv, so every candidate is tried.
+$(VENV)/.made: $(INPUTS)
+	@set -e; \
+	for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	  then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "memcore needs Python 3.11 or newer with venv, and found none. Install one (Debian: apt install" >&2; \
+	  echo "python3.11-venv), or name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$("$$found" --version). The first time takes minutes, the next seconds."; \
+	"$$found" -m venv --clear $(VENV); \
+	touch $@
+
+$(VENV)/.has-dev $(VENV)/.has-demo: $(VENV)/.has-%: $(VENV)/.made
+	@echo "Installing memcore with its $* extra ..."
+	@$(PIP) -e ".[$*]"
+	@touch $@
+
+# hnswlib comes as source only. Without a C++ compiler the tests that need it are skipped, and say so.
+$(VENV)/.has-hnswlib: $(VENV)/.made
+	@echo "Building hnswlib ..."
+	@$(PIP) -e ".[hnswlib]" || echo "hnswlib could not be built (is there a C++ compiler?): going on without it." >&2
+	@touch $@

@@ -1,0 +1,108 @@
+"""memcore: long-term memory for Hugging Face decoder models.
+
+Wrap a model, feed it a text far longer than its window, and ask::
+
+    import memcore
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("google/gemma-3-270m")
+    model = memcore.wrap(model, memcore.MemoryConfig(window=1024))
+    model.generate(...)
+
+Names are imported when they are first used, so ``import memcore`` itself costs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from memcore.errors import (
+    AlreadyWrappedError,
+    BackendError,
+    ChunkShapeError,
+    ClosedError,
+    ConfigError,
+    MemcoreError,
+    MissingDependencyError,
+    NotWrappedError,
+    PluginError,
+    UnknownChunkError,
+    UnknownNameError,
+    UnknownNamespaceError,
+    UnsupportedCacheError,
+    UnsupportedInputError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from memcore.adapter import AutoAdapter, ModelAdapter, unwrap, wrap
+    from memcore.backend import MemoryBackend
+    from memcore.bank import MemoryBank
+    from memcore.cache import MemoryCache
+    from memcore.chunk import ChunkBatch, SearchResult
+    from memcore.config import MemoryConfig
+    from memcore.embedder import ChunkEmbedder
+    from memcore.eviction import ChunkUsage, EvictionPolicy
+    from memcore.hookspecs import Component, hookimpl
+
+__version__ = "0.1.0"
+
+_HOMES = {  # where the names that cost an import of torch or of the configuration machinery live
+    "memcore.adapter": ("AutoAdapter", "ModelAdapter", "unwrap", "wrap"),
+    "memcore.backend": ("MemoryBackend",),
+    "memcore.bank": ("MemoryBank",),
+    "memcore.cache": ("MemoryCache",),
+    "memcore.chunk": ("ChunkBatch", "SearchResult"),
+    "memcore.config": ("MemoryConfig",),
+    "memcore.embedder": ("ChunkEmbedder",),
+    "memcore.eviction": ("ChunkUsage", "EvictionPolicy"),
+    "memcore.hookspecs": ("Component", "hookimpl"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AlreadyWrappedError",
+    "AutoAdapter",
+    "BackendError",
+    "ChunkBatch",
+    "ChunkEmbedder",
+    "ChunkShapeError",
+    "ChunkUsage",
+    "ClosedError",
+    "Component",
+    "ConfigError",
+    "EvictionPolicy",
+    "MemcoreError",
+    "MemoryBackend",
+    "MemoryBank",
+    "MemoryCache",
+    "MemoryConfig",
+    "MissingDependencyError",
+    "ModelAdapter",
+    "NotWrappedError",
+    "PluginError",
+    "SearchResult",
+    "UnknownChunkError",
+    "UnknownNameError",
+    "UnknownNamespaceError",
+    "UnsupportedCacheError",
+    "UnsupportedInputError",
+    "UnsupportedModelError",
+    "__version__",
+    "hookimpl",
+    "unwrap",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,246 @@
+"""The one configuration object: what a memory is made of and how much of it there is."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import attrs
+
+from memcore.errors import ConfigError
+from memcore.options import describe, structure_options, unknown_field, unstructure
+
+C = TypeVar("C", bound=type)
+
+
+def _name(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{attribute.name} must be a name, got {describe(value)}; `memcore plugins` lists the names")
+
+
+def _integer(minimum: int, otherwise: str = "") -> Callable[[object, attrs.Attribute[Any], object], None]:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        # bool is an int, and True tokens is no length.
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ConfigError(
+                f"{attribute.name} must be an integer of at least {minimum}{otherwise}, got {describe(value)}"
+            )
+
+    return check
+
+
+def _optional_integer(minimum: int, none: str) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    return attrs.validators.optional(_integer(minimum, f", or None for {none}"))
+
+
+def _options(value: object) -> object:
+    # Copied, so that a caller's later change does not reach a configuration that was validated.
+    return copy.deepcopy(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _option_names(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{attribute.name} must be a mapping of option names to values, got {describe(value)}")
+
+
+def _layers(value: object) -> object:
+    return tuple(value) if isinstance(value, list | range) else value
+
+
+def _layer_indices(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if (
+        not isinstance(value, tuple)
+        or not value
+        or any(isinstance(layer, bool) or not isinstance(layer, int) or layer < 0 for layer in value)
+        or len(set(value)) < len(value)
+    ):
+        raise ConfigError(
+            f"{attribute.name} must be layer indices from 0, each once and at least one, or None for every layer that "
+            f"can have a memory; got {describe(value)}"
+        )
+
+
+def _one_of(*choices: str) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in choices:
+            raise ConfigError(f"{attribute.name} must be {' or '.join(map(repr, choices))}, got {describe(value)}")
+
+    return check
+
+
+def _explains_unknown_fields(cls: C) -> C:
+    """Make ``cls(topk=3)`` a ConfigError that names ``top_k``, as it is in a file."""
+    target: Any = cls  # __init__ of a type is nothing mypy lets one replace
+    attrs_init = target.__init__
+    known = {field.name for field in attrs.fields(cls)}
+
+    @functools.wraps(attrs_init)
+    def __init__(self: object, *args: object, **fields: object) -> None:  # noqa: N807
+        unknown = [unknown_field(name, known) for name in fields if name not in known]
+        if unknown:
+            raise ConfigError("; ".join(unknown))
+        attrs_init(self, *args, **fields)
+
+    target.__init__ = __init__
+    return cls
+
+
+@_explains_unknown_fields
+@attrs.frozen(kw_only=True)
+class MemoryConfig:
+    """How a model remembers. Immutable, hashable; ``attrs.evolve(config, top_k=4)`` makes a variant.
+
+    All lengths are in tokens. Every problem is a :class:`~memcore.errors.ConfigError` that names the field, what it got
+    and what it takes.
+
+    Attributes:
+        backend: name of the backend that holds the chunks.
+        backend_options: options of that backend.
+        embedder: name of the chunk embedder, which decides by what vectors a chunk is found.
+        embedder_options: options of that embedder.
+        eviction: name of the policy that chooses what to forget when ``capacity`` is exceeded.
+        capacity: tokens that the memory keeps per sequence and layer; None for no limit.
+        window: most recent tokens that every layer attends to directly, ``sinks`` not counted.
+        sinks: first tokens of a sequence, kept in the local window for good: attention rests on them.
+        chunk_size: tokens per stored chunk.
+        top_k: chunks brought back per retrieval.
+        segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
+        query_tokens: most recent tokens whose queries choose the chunks.
+        retrieve_every: generated tokens between two retrievals.
+        positions: where retrieved keys are attended to: ``"window"``, right before the local window, within what the
+            model was trained for; or ``"original"``, where they once stood.
+        layers: decoder layers that get a memory; None for every layer that can have one.
+        rerank: 0 to trust the index; ``n`` to take ``n * top_k`` candidates from it and choose among them by exact
+            attention scores.
+    """
+
+    backend: str = attrs.field(default="exact", validator=_name)
+    backend_options: Mapping[str, object] = attrs.field(
+        factory=dict, converter=_options, validator=_option_names, hash=False
+    )
+    embedder: str = attrs.field(default="subblock", validator=_name)
+    embedder_options: Mapping[str, object] = attrs.field(
+        factory=dict, converter=_options, validator=_option_names, hash=False
+    )
+    eviction: str = attrs.field(default="memlong", validator=_name)
+    capacity: int | None = attrs.field(default=None, validator=_optional_integer(1, "no limit"))
+    window: int = attrs.field(default=1024, validator=_integer(1))
+    sinks: int = attrs.field(default=4, validator=_integer(0))
+    chunk_size: int = attrs.field(default=64, validator=_integer(1))
+    top_k: int = attrs.field(default=8, validator=_integer(1))
+    segment: int | None = attrs.field(default=None, validator=_optional_integer(1, "half the window"))
+    query_tokens: int = attrs.field(default=32, validator=_integer(1))
+    retrieve_every: int = attrs.field(default=8, validator=_integer(1))
+    positions: Literal["window", "original"] = attrs.field(default="window", validator=_one_of("window", "original"))
+    layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers, validator=_layer_indices)
+    rerank: int = attrs.field(default=0, validator=_integer(0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.window < self.chunk_size:
+            raise ConfigError(
+                f"window ({self.window}) must hold at least one chunk: make it {self.chunk_size} or more, "
+                f"or make chunk_size ({self.chunk_size}) smaller"
+            )
+        if self.segment_length + self.chunk_size > self.window:
+            # A segment pushes as many tokens out, rounded up to whole chunks, and must itself fit.
+            if self.segment is None:
+                problem = f"window ({self.window}) must be at least two chunks of chunk_size ({self.chunk_size})"
+                cure = f"make window {2 * self.chunk_size} or more, or chunk_size {self.window // 2} or less"
+            else:
+                problem = (
+                    f"segment ({self.segment}) and one chunk of chunk_size ({self.chunk_size}) must fit into "
+                    f"window ({self.window})"
+                )
+                room = self.window - self.chunk_size
+                cure = f"make window {self.segment + self.chunk_size} or more"
+                cure += f", or segment {room} or less" if room else ""
+            raise ConfigError(f"{problem}: {cure}")
+        if self.capacity is not None and self.capacity < self.chunk_size:
+            raise ConfigError(
+                f"capacity ({self.capacity}) must hold at least one chunk of chunk_size ({self.chunk_size}), "
+                "or be None for no limit"
+            )
+
+    @property
+    def segment_length(self) -> int:
+        """Tokens of a long input that are processed at a time."""
+        return self.window // 2 if self.segment is None else self.segment
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Make a configuration from field names and values. Nothing is coerced: ``"7"`` is no integer."""
+        return structure_options(cls, values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a configuration from a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file."""
+        path = Path(path)
+        return structure_options(cls, _read(path), str(path))
+
+    @classmethod
+    def from_value(
+        cls, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any
+    ) -> Self:
+        """Make a configuration from whatever describes one, with some fields replaced.
+
+        Args:
+            config: a configuration, a mapping of its fields, a path of a file, or None for the defaults.
+            **overrides: fields that take precedence.
+        """
+        if config is None:
+            return cls(**overrides)
+        if isinstance(config, cls):
+            return attrs.evolve(config, **overrides)
+        if isinstance(config, Mapping):
+            return cls.from_dict({**config, **overrides})
+        if isinstance(config, str | Path):
+            return attrs.evolve(cls.from_file(config), **overrides)
+        raise ConfigError(
+            f"config must be a MemoryConfig, a mapping of its fields, or the path of a .toml, .yaml or .json file; "
+            f"got {describe(config)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values; ``from_dict`` gives an equal configuration."""
+        return copy.deepcopy(unstructure(self))
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    suffix = path.suffix.lower()
+    if suffix not in _PARSERS:
+        raise ConfigError(f"a configuration file ends in {', '.join(_PARSERS)}; got {str(path)!r}")
+    try:
+        values = _PARSERS[suffix](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if values is None:  # an empty YAML file, or one of comments: all defaults
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected field names and values, got {describe(values)}")
+    return values
+
+
+def _parse_yaml(text: str) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    ".toml": tomllib.loads,
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+    ".json": json.loads,
+}
