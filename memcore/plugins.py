@@ -1,0 +1,342 @@
+"""The plugin manager: finds what is installed, keeps a broken plugin from breaking the rest, loads components by name.
+
+Plugins are entry points of the group ``memcore``; ``builtin`` is one of them and always loads. The environment variable
+``MEMCORE_PLUGINS`` restricts the others: a comma-separated list of entry-point names; unset loads all, empty none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Literal, cast, get_args, overload
+
+import attrs
+import pluggy
+
+from memcore import hookspecs
+from memcore.errors import MissingDependencyError, PluginError, UnknownNameError
+from memcore.hookspecs import Component
+from memcore.options import describe, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memcore.adapter import ModelAdapter
+    from memcore.backend import MemoryBackend
+    from memcore.chunk import ChunkBatch, SearchResult
+    from memcore.embedder import ChunkEmbedder
+    from memcore.eviction import ChunkUsage, EvictionPolicy
+
+logger = logging.getLogger(__name__)
+
+GROUP = "memcore"
+BUILTIN = "builtin"
+ENVIRONMENT = "MEMCORE_PLUGINS"
+
+Kind = Literal["backends", "embedders", "eviction_policies", "adapters"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# What a component of each kind is called, and the class it must derive from; imported only when one is loaded.
+_BASES: dict[Kind, tuple[str, str, str]] = {
+    "backends": ("backend", "memcore.backend", "MemoryBackend"),
+    "embedders": ("embedder", "memcore.embedder", "ChunkEmbedder"),
+    "eviction_policies": ("eviction policy", "memcore.eviction", "EvictionPolicy"),
+    "adapters": ("adapter", "memcore.adapter", "ModelAdapter"),
+}
+
+
+@attrs.frozen(kw_only=True)
+class PluginReport:
+    """What became of one plugin.
+
+    Attributes:
+        name: its entry-point name.
+        distribution: the distribution that ships it, empty if it was registered by hand.
+        version: that distribution's version.
+        status: ``"ok"``; ``"problem"``, loaded but partly unusable; ``"failed"``, not loaded; ``"disabled"`` by
+            ``MEMCORE_PLUGINS``.
+        error: why it is not ok, one reason per entry.
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    status: Literal["ok", "problem", "failed", "disabled"] = "ok"
+    error: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Offer:
+    """A component and the plugin that offers it."""
+
+    component: Component
+    plugin: str
+
+    def missing(self) -> str:
+        """Return why it cannot be used here: what is missing and how to install it; empty if nothing is."""
+        absent = [module for module in self.component.requires if not _importable(module)]
+        if not absent:
+            return ""
+        cure = f': pip install "{self.component.install}"' if self.component.install else ""
+        return f"{', '.join(absent)} is not installed{cure}"
+
+
+class PluginRegistry:
+    """All plugins of this process and the components they offer."""
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self._reports: dict[str, PluginReport] = {}
+
+    @property
+    def reports(self) -> list[PluginReport]:
+        """What became of each plugin, the built-in one first, then in the order they were loaded."""
+        for kind in KINDS:
+            self.components(kind)  # finds the problems that show only there
+        return list(self._reports.values())
+
+    def load_entry_points(self, only: str | None = None) -> None:
+        """Load the installed plugins.
+
+        Args:
+            only: value of ``MEMCORE_PLUGINS``; None for no restriction.
+        """
+        wanted = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
+        # The first to offer a name keeps it, so the order is fixed: built-in, then by name.
+        points = sorted(entry_points(group=GROUP), key=lambda point: (point.name != BUILTIN, point.name, point.value))
+        for point in points:
+            self._load(point, wanted)
+        for name in sorted((wanted or set()) - {point.name for point in points}):
+            logger.warning("%s names a plugin that is not installed: %r", ENVIRONMENT, name)
+
+    def _load(self, point: EntryPoint, wanted: set[str] | None) -> None:
+        report = PluginReport(
+            name=point.name,
+            distribution=point.dist.name if point.dist else "",
+            version=point.dist.version if point.dist else "",
+        )
+        if wanted is not None and point.name not in wanted and point.name != BUILTIN:
+            self._reports[point.name] = attrs.evolve(report, status="disabled")
+            return
+        try:
+            plugin = point.load()
+        # A plugin may do anything when it is imported, and the rest must work all the same.
+        except Exception as error:
+            self._record(report, f"{point.value} cannot be imported: {_reason(error)}", failed=True)
+            return
+        with contextlib.suppress(PluginError):  # recorded and logged
+            self.register(plugin, report=report)
+
+    def register(self, plugin: object, name: str | None = None, *, report: PluginReport | None = None) -> None:
+        """Register a plugin that was not installed as one, e.g. an observer written in a notebook.
+
+        Args:
+            plugin: a module or object with methods marked ``@memcore.hookimpl``.
+            name: what messages call it.
+            report: what is known of it already.
+
+        Raises:
+            PluginError: an implementation asks for arguments that its hook does not have, or the name is taken.
+        """
+        if report is None:
+            report = PluginReport(name=name or getattr(plugin, "__name__", "") or type(plugin).__name__)
+        name = report.name
+        if self.manager.has_plugin(name) or name in self._reports:
+            # Kept under a name of its own, or the report of the plugin that works would be lost.
+            twin = attrs.evolve(report, name=f"{name} ({report.distribution or 'again'})")
+            raise PluginError(self._record(twin, f"another plugin is already called {name!r}", failed=True))
+        try:
+            self.manager.register(plugin, name)
+        # PluginValidationError for wrong arguments, ValueError for an object that is registered already.
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self.manager.get_plugin(name) is plugin:
+                self.manager.unregister(name=name)
+            text = str(error).replace("\n", " ").strip()
+            raise PluginError(self._record(report, f"cannot be registered: {text}", failed=True)) from error
+        self._reports[name] = report
+        callers = self.manager.get_hookcallers(plugin) or []
+        if not callers:
+            self._problem(name, "implements no hook: its functions must be marked @memcore.hookimpl")
+        for caller in callers:
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is not plugin:
+                    continue
+                if not caller.has_spec():
+                    known = [hook for hook in vars(hookspecs) if hook.startswith("memcore_")]
+                    self._problem(name, f"implements an unknown hook {caller.name!r}{nearest(caller.name, known)}")
+                elif _is_wrapper(implementation):
+                    self._problem(name, f"{caller.name} is a wrapper; memcore calls each plugin by itself: not called")
+
+    def components(self, kind: Kind) -> dict[str, Offer]:
+        """Return everything of a kind that plugins offer, by name, without importing any of it."""
+        offers: dict[str, Offer] = {}
+        hook: pluggy.HookCaller = getattr(self.manager.hook, f"memcore_{kind}")
+        for implementation in _in_order_of_registration(hook, self.manager):
+            for component in self._offered_by(implementation, hook.name):
+                offer = Offer(component=component, plugin=implementation.plugin_name)
+                first = offers.setdefault(component.name, offer)
+                if first is not offer:
+                    self._problem(
+                        offer.plugin,
+                        f"{_BASES[kind][0]} {component.name!r} is already offered by plugin {first.plugin!r}, "
+                        "which keeps the name",
+                    )
+        return offers
+
+    def _offered_by(self, implementation: pluggy.HookImpl, hook: str) -> Iterator[Component]:
+        try:
+            offered = list(cast("Iterable[object]", implementation.function()))
+        except Exception as error:
+            self._problem(implementation.plugin_name, f"{hook} failed: {_reason(error)}")
+            return
+        for component in offered:
+            if isinstance(component, Component):
+                yield component
+            else:
+                self._problem(
+                    implementation.plugin_name,
+                    f"{hook} must return memcore.Component objects, got {describe(component)}",
+                )
+
+    @overload
+    def load_component(self, kind: Literal["backends"], name: str) -> type[MemoryBackend]: ...
+    @overload
+    def load_component(self, kind: Literal["embedders"], name: str) -> type[ChunkEmbedder]: ...
+    @overload
+    def load_component(self, kind: Literal["eviction_policies"], name: str) -> type[EvictionPolicy]: ...
+    @overload
+    def load_component(self, kind: Literal["adapters"], name: str) -> type[ModelAdapter]: ...
+    def load_component(self, kind: Kind, name: str) -> type:
+        """Import a component and check that it is what it claims to be.
+
+        Raises:
+            UnknownNameError: no plugin offers it; the message lists what there is.
+            MissingDependencyError: a package it needs is not installed; the message says what to install.
+            PluginError: it cannot be imported, or is no concrete class of its kind.
+        """
+        noun, module, base_name = _BASES[kind]
+        offers = self.components(kind)
+        if name not in offers:
+            raise UnknownNameError(self._unknown(noun, name, list(offers)))
+        offer = offers[name]
+        what = f"{noun} {name!r} of plugin {offer.plugin!r}"
+        if missing := offer.missing():
+            raise MissingDependencyError(f"{noun} {name!r} cannot be used: {missing}")
+        try:
+            cls = offer.component.load()
+        except Exception as error:
+            raise PluginError(f"{what} cannot be loaded: {_reason(error)}") from error
+        base: type = getattr(importlib.import_module(module), base_name)
+        if not isinstance(cls, type) or not issubclass(cls, base):
+            raise PluginError(f"{what} must be a subclass of memcore.{base_name}, got {describe(cls)}")
+        if inspect.isabstract(cls):
+            methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+            raise PluginError(f"{what}: {cls.__qualname__} does not implement {methods}")
+        return cls
+
+    def _unknown(self, noun: str, name: str, known: list[str]) -> str:
+        message = f"there is no {noun} {name!r}{nearest(name, known)}"
+        message += f"; available: {', '.join(sorted(known)) or 'none'}"
+        if BUILTIN not in self._reports:
+            message += ". No plugin was found at all: is memcore-llm installed (pip install -e .)?"
+        broken = [f"{report.name!r} ({report.error[0]})" for report in self._reports.values() if report.error]
+        return f"{message}. Plugins with problems: {', '.join(broken)}" if broken else message
+
+    def _problem(self, plugin: str, text: str) -> None:
+        report = self._reports[plugin]
+        if text not in report.error:
+            self._record(report, text, failed=False)
+
+    def _record(self, report: PluginReport, text: str, *, failed: bool) -> str:
+        status: Literal["failed", "problem"] = "failed" if failed else "problem"
+        self._reports[report.name] = attrs.evolve(report, status=status, error=(*report.error, text))
+        message = f"plugin {report.name!r}: {text}"
+        logger.warning("%s", message)
+        return message
+
+
+@functools.cache
+def registry() -> PluginRegistry:
+    """Return the registry of this process, with every installed plugin loaded."""
+    found = PluginRegistry()
+    found.load_entry_points(os.environ.get(ENVIRONMENT))
+    return found
+
+
+class PluginHooks:
+    """Calls the hooks around store, retrieve and evict, each plugin by itself.
+
+    A plugin that raises is logged once per hook and passed over: what observes must not break what it observes. Calls
+    cost next to nothing while no plugin implements the hook.
+    """
+
+    def __init__(self, plugins: PluginRegistry | None = None) -> None:
+        self._hook = (plugins or registry()).manager.hook
+        self._failed: set[tuple[str, str]] = set()
+
+    def stored(self, namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
+        """Tell plugins of chunks that were stored."""
+        for _ in self._results(self._hook.memcore_stored, namespace=namespace, ids=ids, chunks=chunks):
+            pass
+
+    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult) -> None:
+        """Tell plugins of a retrieval."""
+        for _ in self._results(self._hook.memcore_retrieved, namespace=namespace, ids=ids, result=result):
+            pass
+
+    def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
+        """Return the ids that the first plugin with an opinion would drop, or None if none has one."""
+        for ids in self._results(self._hook.memcore_evict, namespace=namespace, usage=usage, capacity=capacity):
+            if ids is not None:
+                return cast("Tensor", ids)  # the bank checks it, as it checks a policy's
+        return None
+
+    def evicted(self, namespace: str, ids: Tensor) -> None:
+        """Tell plugins of chunks that were dropped to make room."""
+        for _ in self._results(self._hook.memcore_evicted, namespace=namespace, ids=ids):
+            pass
+
+    def _results(self, hook: pluggy.HookCaller, **arguments: object) -> Iterator[object]:
+        for implementation in reversed(hook.get_hookimpls()):
+            if _is_wrapper(implementation):
+                continue
+            try:
+                result = implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception:
+                key = (implementation.plugin_name, hook.name)
+                if key not in self._failed:
+                    self._failed.add(key)
+                    logger.exception("plugin %r failed in %s; later failures are not logged", *key)
+                continue
+            yield result
+
+
+def _in_order_of_registration(hook: pluggy.HookCaller, manager: pluggy.PluginManager) -> list[pluggy.HookImpl]:
+    # pluggy keeps implementations in calling order, which tryfirst and trylast change; a name clash must not depend
+    # on them.
+    order = {name: index for index, (name, _) in enumerate(manager.list_name_plugin())}
+    implementations = [each for each in hook.get_hookimpls() if not _is_wrapper(each)]
+    return sorted(implementations, key=lambda each: order.get(each.plugin_name, len(order)))
+
+
+def _is_wrapper(implementation: pluggy.HookImpl) -> bool:
+    return bool(implementation.wrapper or implementation.hookwrapper)
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing, or a stub without a spec stands in its place
+        return False
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
