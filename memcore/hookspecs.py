@@ -65,8 +65,8 @@ def memcore_stored(namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
 
 
 @hookspec
-def memcore_retrieved(namespace: str, ids: Tensor, result: SearchResult) -> None:
-    """Observe a retrieval: the ids that will be attended to, and what the search returned per query."""
+def memcore_retrieved(namespace: str, ids: Tensor, result: SearchResult | None) -> None:
+    """Observe a retrieval: the ids that will be attended to, and what the search found; None if all were taken."""
 
 
 @hookspec(firstresult=True)
