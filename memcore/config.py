@@ -113,6 +113,8 @@ class MemoryConfig:
         top_k: chunks brought back per retrieval.
         segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
         query_tokens: most recent tokens whose queries choose the chunks.
+        query_distance: how far in the past, in tokens, those queries are made to see every chunk while chunks are chosen;
+            None for half the window, the middle of where retrieved keys end up.
         retrieve_every: generated tokens between two retrievals.
         positions: where retrieved keys are attended to: ``"window"``, right before the local window, within what the
             model was trained for; or ``"original"``, where they once stood.
@@ -137,6 +139,7 @@ class MemoryConfig:
     top_k: int = attrs.field(default=8, validator=_integer(1))
     segment: int | None = attrs.field(default=None, validator=_optional_integer(1, "half the window"))
     query_tokens: int = attrs.field(default=32, validator=_integer(1))
+    query_distance: int | None = attrs.field(default=None, validator=_optional_integer(0, "half the window"))
     retrieve_every: int = attrs.field(default=8, validator=_integer(1))
     positions: Literal["window", "original"] = attrs.field(default="window", validator=_one_of("window", "original"))
     layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers, validator=_layer_indices)
@@ -172,6 +175,11 @@ class MemoryConfig:
     def segment_length(self) -> int:
         """Tokens of a long input that are processed at a time."""
         return self.window // 2 if self.segment is None else self.segment
+
+    @property
+    def distance(self) -> int:
+        """Distance, in tokens, at which chunks are compared with queries."""
+        return self.window // 2 if self.query_distance is None else self.query_distance
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:

@@ -1,0 +1,164 @@
+"""The forward of a decoder with memory: a long input goes through the model's own forward piece by piece."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memcore.cache import MemoryCache
+from memcore.chunk import UNKNOWN_TOKEN
+from memcore.errors import UnsupportedInputError
+from memcore.memory import Memory
+from memcore.schedule import pieces
+from memcore.window import Columns
+from memcore_adapters.interface import CACHE_ARGUMENT
+
+
+def make_forward(decoder_class: type) -> Callable[..., Any]:
+    """Return the forward that replaces the one of a decoder of this class, same signature."""
+    inner = decoder_class.forward  # type: ignore[attr-defined]
+    parameters = list(inspect.signature(inner).parameters)[1:]
+
+    @functools.wraps(inner)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs.update(zip(parameters, args, strict=False))
+        own = self._memcore_inner
+        return forward_with_memory(functools.partial(inner, self) if own is None else own, self, kwargs)
+
+    return forward
+
+
+def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[str, Any]) -> Any:
+    """Run a decoder's forward with its memory.
+
+    Args:
+        inner: the forward that the decoder had before.
+        decoder: the wrapped decoder.
+        kwargs: the call's arguments, by name.
+
+    Raises:
+        UnsupportedInputError: the call combines arguments that memory cannot serve.
+        UnsupportedCacheError: memory cannot live in the ``past_key_values`` given.
+    """
+    memory: Memory = decoder._memcore_memory
+    source = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if source is None or (kwargs.get("input_ids") is not None and kwargs.get("inputs_embeds") is not None):
+        return inner(**kwargs)  # transformers has a message for this
+    batch, tokens = source.shape[:2]
+    room = memory.config.window + memory.config.sinks
+    given = kwargs.pop("past_key_values", None)
+    keep_cache = _use_cache(decoder, kwargs)
+    if given is None and not keep_cache and tokens <= room:
+        return inner(**kwargs)  # nothing can leave the window, and nobody wants a cache
+    cache = memory.new_cache() if given is None else MemoryCache.adopt(given, memory)
+    memory.used(cache)
+    seen = cache.seen
+    new = _columns(source, kwargs.get("attention_mask"), kwargs.get("position_ids"), seen)
+    config = memory.config
+    spans = list(pieces(tokens, seen, room=room, segment=config.segment_length, query_tokens=config.query_tokens))
+    if seen + tokens > room:
+        _check(kwargs, decoder)
+    if len(spans) == 1:
+        output = _run(inner, cache, kwargs, new)
+    else:
+        output = _run_pieces(inner, cache, memory, kwargs, new, spans)
+    if not keep_cache and hasattr(output, "past_key_values"):
+        output.past_key_values = given
+    return output
+
+
+def _run(inner: Callable[..., Any], cache: MemoryCache, kwargs: dict[str, Any], new: Columns) -> Any:
+    cache.begin(new)
+    output = inner(**{**kwargs, "past_key_values": cache, "use_cache": True, CACHE_ARGUMENT: cache})
+    cache.finish()
+    return output
+
+
+def _run_pieces(
+    inner: Callable[..., Any],
+    cache: MemoryCache,
+    memory: Memory,
+    kwargs: dict[str, Any],
+    new: Columns,
+    spans: list[tuple[int, int]],
+) -> Any:
+    seen, tokens = cache.seen, len(new)
+    return_dict = kwargs.pop("return_dict", None)
+    mask = kwargs.get("attention_mask")
+    positions = kwargs.get("position_ids")
+    outputs = []
+    for begin, end in spans:
+        piece = dict(kwargs, return_dict=True)
+        for name in ("input_ids", "inputs_embeds"):
+            if piece.get(name) is not None:
+                piece[name] = piece[name][:, begin:end]
+        if mask is not None:
+            piece["attention_mask"] = mask[:, : seen + end]
+        if positions is not None:
+            piece["position_ids"] = positions[..., begin:end]
+        outputs.append(_run(inner, cache, piece, new.span(begin, end)))
+        if memory.progress is not None:
+            memory.progress(end, tokens)
+    joined = _join(outputs)
+    return joined.to_tuple() if return_dict is False else joined
+
+
+def _join(outputs: list[Any]) -> Any:
+    """Join the outputs of consecutive pieces along the token axis."""
+    joined = outputs[-1]
+    joined.last_hidden_state = torch.cat([each.last_hidden_state for each in outputs], dim=1)
+    if getattr(joined, "hidden_states", None) is not None:
+        layers = zip(*(each.hidden_states for each in outputs), strict=True)
+        joined.hidden_states = tuple(torch.cat(layer, dim=1) for layer in layers)
+    return joined
+
+
+def _use_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
+    wanted = kwargs.get("use_cache")
+    wanted = getattr(decoder.config, "use_cache", False) if wanted is None else wanted
+    return bool(wanted) and not (getattr(decoder, "gradient_checkpointing", False) and decoder.training)
+
+
+def _columns(source: Tensor, mask: Any, position_ids: Tensor | None, seen: int) -> Columns:
+    """Say what the new columns are: ``source`` is ``[B, T]`` token ids or ``[B, T, hidden]`` embeddings."""
+    batch, tokens = source.shape[:2]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        if mask.shape[1] != seen + tokens:
+            raise UnsupportedInputError(
+                f"attention_mask must cover the {seen} tokens seen and the {tokens} new ones, [{batch}, "
+                f"{seen + tokens}]; got {list(mask.shape)}"
+            )
+        live = mask[:, seen:].cpu() != 0
+    else:
+        live = torch.ones(batch, tokens, dtype=torch.bool)
+    if position_ids is None:
+        position_ids = torch.arange(seen, seen + tokens)[None]
+    if position_ids.ndim != 2:
+        raise UnsupportedInputError(f"position_ids must be [B, T], got {list(position_ids.shape)}")
+    token_ids = source if source.ndim == 2 else torch.full((batch, tokens), UNKNOWN_TOKEN)
+    return Columns(
+        live=live,
+        positions=position_ids.detach().cpu().long().expand(batch, tokens),
+        token_ids=token_ids.detach().cpu().long(),
+    )
+
+
+def _check(kwargs: dict[str, Any], decoder: Any) -> None:
+    """Refuse what has no meaning once tokens have left the window."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise UnsupportedInputError(
+            f"attention_mask must be [B, tokens] once the input is longer than the window; got {shape}"
+        )
+    wanted = kwargs.get("output_attentions")
+    if getattr(decoder.config, "output_attentions", False) if wanted is None else wanted:
+        raise UnsupportedInputError(
+            "output_attentions is not available once the input is longer than the window: "
+            "weights over a changing memory have no common shape"
+        )

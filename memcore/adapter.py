@@ -1,0 +1,116 @@
+"""Giving a model a memory and taking it away again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memcore.config import MemoryConfig
+from memcore.errors import NotWrappedError, UnsupportedModelError
+from memcore.plugins import registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+M = TypeVar("M", bound="PreTrainedModel")
+
+
+class ModelAdapter(ABC):
+    """Knows one family of models: where its layers are and how they handle positions.
+
+    Plugins offer adapters by ``config.model_type`` (the component's name).
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        """Take the configuration that wrapped models get."""
+        self.config = config
+
+    @abstractmethod
+    def wrap(self, model: M) -> M:
+        """Give the model a memory, in place, and return it.
+
+        Raises:
+            UnsupportedModelError: the model is not one that this adapter understands.
+            AlreadyWrappedError: it has a memory.
+        """
+
+    @abstractmethod
+    def unwrap(self, model: M) -> M:
+        """Take the memory away, in place: the model computes what it did before ``wrap``.
+
+        Raises:
+            NotWrappedError: it has no memory.
+        """
+
+
+class AutoAdapter:
+    """Picks the adapter for a model by its ``config.model_type``."""
+
+    def __init__(
+        self, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any
+    ) -> None:
+        """Take a configuration, a mapping of its fields, a path of a file, or field names as keyword arguments."""
+        self.config = MemoryConfig.from_value(config, **overrides)
+
+    def wrap(self, model: M) -> M:
+        """Give the model a memory, in place, and return it; errors as in :meth:`ModelAdapter.wrap`."""
+        return self._adapter(model).wrap(model)
+
+    def unwrap(self, model: M) -> M:
+        """Take the memory away; errors as in :meth:`ModelAdapter.unwrap`."""
+        return unwrap(model)
+
+    def _adapter(self, model: object) -> ModelAdapter:
+        known = sorted(registry().components("adapters"))
+        supported = f"supported model types: {', '.join(known) or 'none (is memcore-llm installed?)'}"
+        config = getattr(model, "config", None)
+        model_type = getattr(config, "model_type", None)
+        if model_type is None:
+            raise UnsupportedModelError(
+                f"expected a transformers model, got {type(model).__module__}.{type(model).__qualname__}; {supported}"
+            )
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} ({model_type}) is an encoder-decoder; memory is for decoder-only models; "
+                f"{supported}"
+            )
+        if model_type not in known:
+            raise UnsupportedModelError(f"no adapter for {type(model).__name__} ({model_type}); {supported}")
+        return registry().load_component("adapters", model_type)(self.config)
+
+
+def wrap(
+    model: M, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any
+) -> M:
+    """Give a Hugging Face decoder model a long-term memory, in place, and return it.
+
+    The model keeps its class, its weights and ``generate()``, and gains ``model.memory``.
+
+    Args:
+        model: a decoder-only model of a supported family.
+        config: a :class:`~memcore.MemoryConfig`, a mapping of its fields, the path of a ``.toml``, ``.yaml`` or
+            ``.json`` file, or None for the defaults.
+        **overrides: fields that take precedence, e.g. ``window=2048``.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        UnsupportedModelError: no adapter knows the model.
+        AlreadyWrappedError: it has a memory; ``unwrap`` it first.
+    """
+    return AutoAdapter(config, **overrides).wrap(model)
+
+
+def unwrap(model: M) -> M:
+    """Take a model's memory away, in place, and return it as it was before ``wrap``.
+
+    What the memory held is dropped, and caches made with it can no longer be used.
+
+    Raises:
+        NotWrappedError: the model has no memory.
+    """
+    adapter = getattr(model, "_memcore_adapter", None)
+    if not isinstance(adapter, ModelAdapter):
+        raise NotWrappedError(f"{type(model).__name__} has no memory to take away")
+    return adapter.unwrap(model)

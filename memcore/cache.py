@@ -1,0 +1,213 @@
+"""The transformers cache of a model with memory: a local window in front of the memory bank."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from memcore.bank import MemoryBank
+from memcore.errors import ClosedError, UnsupportedCacheError
+from memcore.memory_layer import MemoryLayer, Recalled
+from memcore.window import Columns, LocalWindow
+
+if TYPE_CHECKING:
+    from memcore.memory import Memory
+
+_numbers = itertools.count()
+
+
+class MemoryCache(DynamicCache):
+    """Keys and values of one ``generate()`` or of a chain of forwards: window, sinks and the names of its memory.
+
+    Layers with global attention are :class:`MemoryLayer`; sliding layers stay what transformers makes them. Made by
+    ``model.memory.new_cache()``, or out of the empty cache that ``generate()`` brings. What it stored in the bank is
+    dropped when the cache is garbage-collected.
+    """
+
+    memory: Memory
+    window: LocalWindow | None
+    row_names: list[str]
+
+    def __init__(self, memory: Memory) -> None:
+        """Make an empty cache for the model that ``memory`` belongs to."""
+        super().__init__(config=memory.text_config)
+        self._remember(memory)
+
+    @classmethod
+    def adopt(cls, cache: object, memory: Memory) -> MemoryCache:
+        """Return the caller's cache as one with memory: as it is, or turned in place if it is still empty.
+
+        Raises:
+            UnsupportedCacheError: it holds something already, or is of a kind that memory cannot live in.
+        """
+        if isinstance(cache, MemoryCache):
+            if cache.memory is not memory:
+                raise UnsupportedCacheError("past_key_values belongs to another wrapped model; pass the one it returned")
+            if cache.window is not None and cache.window.under_way:
+                raise UnsupportedCacheError(
+                    "past_key_values was left half-filled by a forward that did not finish; start again with a new one"
+                )
+            return cache
+        advice = "pass none, an empty DynamicCache, model.memory.new_cache(), or what this model returned before"
+        if type(cache) is not DynamicCache or cache.offloading:
+            kind = "an offloaded cache" if isinstance(cache, DynamicCache) else f"a {type(cache).__name__}"
+            raise UnsupportedCacheError(f"past_key_values is {kind}, which memory cannot live in; {advice}")
+        if cache.get_seq_length() > 0:
+            raise UnsupportedCacheError(
+                f"past_key_values already holds {cache.get_seq_length()} tokens that were fed without memory; {advice}"
+            )
+        cache.__class__ = cls
+        adopted: MemoryCache = cache  # type: ignore[assignment]
+        adopted.layers = DynamicCache(config=memory.text_config).layers
+        adopted.layer_class_to_replicate = None
+        adopted._remember(memory)
+        return adopted
+
+    def _remember(self, memory: Memory) -> None:
+        self.memory = memory
+        self.window = None
+        self.row_names = []
+        self.recalled: dict[int, list[Recalled | None]] = {}
+        for setup in memory.layer_setups:
+            self.layers[setup.index] = MemoryLayer(setup, self.recalled)
+        self._owned: set[str] = set()  # shared with the finalizer, so it must be changed in place
+        weakref.finalize(self, _drop, memory.bank, self._owned)
+
+    @property
+    def memory_layers(self) -> list[MemoryLayer]:
+        """The layers with global attention, in order."""
+        return [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+
+    def begin(self, new: Columns) -> None:
+        """Make room for a piece before it passes through the model: chunks that no longer fit go to the bank.
+
+        Args:
+            new: what the piece's columns are, ``[B, T]`` each.
+        """
+        batch = int(new.live.shape[0])
+        if self.window is None:
+            self.window = LocalWindow(self.memory.config, batch)
+            self.row_names = [self._new_row() for _ in range(batch)]
+            for layer in self.memory_layers:
+                layer.window = self.window
+        elif self.window.batch != batch:
+            raise UnsupportedCacheError(f"past_key_values holds {self.window.batch} sequences, the input has {batch}")
+        self.window.under_way = True
+        departure = self.window.make_room(new.live)
+        if departure is not None:
+            for layer in self.memory_layers:
+                layer.spill(departure, self.row_names)
+            self.window.take(departure)
+        self.window.append(new, spilled=departure is not None and departure.spills)
+
+    def finish(self) -> None:
+        """Close the piece after every layer has seen it."""
+        assert self.window is not None
+        self.window.finish()
+
+    @property
+    def seen(self) -> int:
+        """Columns fed so far."""
+        return 0 if self.window is None else self.window.seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens (columns) fed so far, wherever they are now."""
+        return int(super().get_seq_length(layer_idx))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Permute the rows, their memories included."""
+        self._select_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, giving each copy a memory of its own."""
+        if self.window is not None:
+            self._select_rows(torch.arange(self.window.batch).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows only."""
+        self._select_rows(indices)
+
+    def _select_rows(self, index: Tensor) -> None:
+        if self.window is None:
+            return
+        if index.dtype == torch.bool:
+            index = index.nonzero().flatten()
+        parents = [int(i) for i in index.cpu()]
+        for layer in self.layers:
+            if layer.get_seq_length() > 0:
+                layer.batch_select_indices(index)
+        self.window.select_rows(torch.tensor(parents, dtype=torch.int64))
+        old, names = self.row_names, []
+        for parent in parents:
+            name = old[parent]
+            if name in names:
+                name = self._new_row()
+                self._fork(old[parent], name)
+            names.append(name)
+        for name in old:
+            if name not in names:
+                self._forget(name)
+        self.row_names = names
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last ``-tokens_to_remove`` tokens, as assisted generation does.
+
+        Raises:
+            UnsupportedInputError: they have left the window already.
+        """
+        if self.window is not None and tokens_to_remove < 0:
+            self.window.crop(-tokens_to_remove)
+        super().crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        """Empty the cache and its memory."""
+        for name in self.row_names:
+            self._forget(name)
+        self.row_names, self.window = [], None
+        self.recalled.clear()
+        super().reset()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
+        """Copy the cache; the copy's memory is its own, and shares storage until one of the two changes."""
+        twin = MemoryCache(self.memory)
+        memo[id(self)] = twin
+        twin.window = copy.deepcopy(self.window, memo)
+        twin.recalled.update((index, list(rows)) for index, rows in self.recalled.items())
+        for index, layer in enumerate(self.layers):
+            twin.layers[index] = (
+                layer.copy_for(twin.window, twin.recalled) if isinstance(layer, MemoryLayer) else copy.deepcopy(layer, memo)
+            )
+        for name in self.row_names:
+            twin.row_names.append(twin._new_row())
+            twin._fork(name, twin.row_names[-1])
+        return twin
+
+    def _new_row(self) -> str:
+        name = f"row{next(_numbers)}"
+        self._owned.update(layer.namespace(name) for layer in self.memory_layers if layer.remembers)
+        return name
+
+    def _fork(self, source: str, target: str) -> None:
+        for layer in self.memory_layers:
+            if layer.remembers:
+                self.memory.bank.fork(layer.namespace(source), layer.namespace(target))
+
+    def _forget(self, name: str) -> None:
+        for layer in self.memory_layers:
+            self.memory.bank.drop(layer.namespace(name))
+            self._owned.discard(layer.namespace(name))
+
+
+def _drop(bank: MemoryBank, namespaces: set[str]) -> None:
+    with contextlib.suppress(ClosedError):
+        for name in namespaces:
+            bank.drop(name)
+
+

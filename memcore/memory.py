@@ -1,0 +1,144 @@
+"""``model.memory``: the handle on a wrapped model's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from torch import Tensor
+
+from memcore.bank import MemoryBank
+from memcore.cache import MemoryCache
+from memcore.config import MemoryConfig
+from memcore.errors import ConfigError
+from memcore.memory_layer import LayerSetup, Recalled
+from memcore.options import structure_options
+from memcore.plugins import PluginHooks, registry
+from memcore.rotary import RotaryGeometry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Passage:
+    """A chunk that was attended to.
+
+    Attributes:
+        start: position of its first token.
+        token_ids: ``[C]`` int64.
+        layers: the layers that attended to it, by index.
+    """
+
+    start: int
+    token_ids: Tensor
+    layers: tuple[int, ...]
+
+
+class Memory:
+    """What a wrapped model remembers with: configuration, bank, embedder.
+
+    Attributes:
+        config: the configuration given to ``wrap``.
+        bank: where chunks go.
+        text_config: the decoder's transformers configuration.
+        layer_setups: one for each layer with global attention.
+        progress: called with (tokens done, tokens in all) after each piece of an input that is processed in several.
+    """
+
+    def __init__(
+        self,
+        config: MemoryConfig,
+        text_config: PreTrainedConfig,
+        geometries: dict[int, RotaryGeometry | None],
+    ) -> None:
+        """Open the backend and prepare every layer.
+
+        Args:
+            config: what the memory is made of.
+            text_config: the decoder's transformers configuration.
+            geometries: how each layer with global attention rotates keys; None where positions do not enter.
+
+        Raises:
+            ConfigError: a name, an option or a layer index is wrong.
+            MissingDependencyError: a chosen component needs a package that is not installed.
+        """
+        unknown = sorted(set(config.layers or ()) - set(geometries))
+        if unknown:
+            raise ConfigError(
+                f"layers: {unknown} cannot have a memory in this model; those that can: {sorted(geometries)}"
+            )
+        plugins = registry()
+        backend = plugins.load_component("backends", config.backend)
+        embedder = plugins.load_component("embedders", config.embedder)
+        policy = plugins.load_component("eviction_policies", config.eviction)
+        options = structure_options(backend.Options, config.backend_options, f"backend_options of {config.backend!r}")
+        embedder_options = structure_options(
+            embedder.Options, config.embedder_options, f"embedder_options of {config.embedder!r}"
+        )
+        self.config = config
+        self.text_config = text_config
+        self.bank = MemoryBank(
+            backend(options),
+            policy(),
+            capacity=None if config.capacity is None else config.capacity // config.chunk_size,
+            hooks=PluginHooks(),
+        )
+        made = embedder(embedder_options)
+        self.layer_setups = [
+            LayerSetup(
+                index=index,
+                remembers=config.layers is None or index in config.layers,
+                geometry=geometry,
+                config=config,
+                embedder=made,
+                bank=self.bank,
+            )
+            for index, geometry in sorted(geometries.items())
+        ]
+        self._geometries = geometries
+        self.progress: Callable[[int, int], None] | None = None
+        self._latest: dict[int, list[Recalled | None]] = {}
+
+    def new_cache(self) -> MemoryCache:
+        """Return an empty cache to pass as ``past_key_values``."""
+        return MemoryCache(self)
+
+    def used(self, cache: MemoryCache) -> None:
+        """Note which cache was used last; :meth:`passages` looks there by default."""
+        self._latest = cache.recalled
+
+    def passages(self, cache: MemoryCache | None = None, row: int = 0) -> list[Passage]:
+        """Return the chunks that were attended to at the latest retrieval, those read by most layers first.
+
+        Args:
+            cache: whose; None for the one used last.
+            row: of which sequence of the batch.
+        """
+        found: dict[int, tuple[Tensor, list[int]]] = {}
+        for index, rows in sorted((self._latest if cache is None else cache.recalled).items()):
+            recalled = rows[row]
+            if recalled is None:
+                continue
+            for start, token_ids in zip(recalled.starts.tolist(), recalled.token_ids, strict=True):
+                found.setdefault(start, (token_ids, []))[1].append(index)
+        passages = [
+            Passage(start=start, token_ids=token_ids.cpu(), layers=tuple(layers))
+            for start, (token_ids, layers) in found.items()
+        ]
+        return sorted(passages, key=lambda passage: (-len(passage.layers), passage.start))
+
+    def close(self) -> None:
+        """Close the bank and its backend."""
+        self.bank.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
+        """A copied model gets an empty memory of its own."""
+        twin = Memory(self.config, self.text_config, self._geometries)
+        memo[id(self)] = twin
+        return twin
+
+    def __repr__(self) -> str:
+        layers: Sequence[int] = [setup.index for setup in self.layer_setups if setup.remembers]
+        return f"Memory(backend={self.config.backend!r}, window={self.config.window}, layers={list(layers)})"

@@ -1,0 +1,351 @@
+"""One global-attention layer of the cache: window in front, sinks and retrieved chunks beside it, the rest in the bank."""
+
+from __future__ import annotations
+
+import copy
+
+import attrs
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from memcore.attention import place_before, side_by_side, visibility
+from memcore.bank import MemoryBank, Retrieved
+from memcore.chunk import ChunkBatch
+from memcore.config import MemoryConfig
+from memcore.embedder import ChunkEmbedder, ChunkKeys, RecentQueries
+from memcore.embedders import exact_votes
+from memcore.errors import UnsupportedCacheError
+from memcore.rotary import RotaryGeometry, unrotate
+from memcore.window import Departure, LocalWindow
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class LayerSetup:
+    """What a layer's memory is made of.
+
+    Attributes:
+        index: the layer's index in the decoder.
+        remembers: whether it stores and retrieves; else it keeps sinks and window only.
+        geometry: how it rotates keys and queries; None if positions do not enter its attention.
+        config: the model's memory configuration.
+        embedder: turns its keys and queries into search vectors.
+        bank: where its chunks go.
+    """
+
+    index: int
+    remembers: bool
+    geometry: RotaryGeometry | None
+    config: MemoryConfig
+    embedder: ChunkEmbedder
+    bank: MemoryBank
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Recalled:
+    """Chunks that a layer attends to for one row, in document order.
+
+    Attributes:
+        ids: ``[N]`` int64.
+        starts: ``[N]`` int64 position of each chunk's first token.
+        token_ids: ``[N, C]`` int64.
+    """
+
+    ids: Tensor
+    starts: Tensor
+    token_ids: Tensor
+
+
+def take_columns(x: Tensor, order: Tensor) -> Tensor:
+    """Gather columns per row: ``[B, H, W, D]`` by ``[B, n]`` to ``[B, H, n, D]``."""
+    index = order.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    return x.gather(2, index)
+
+
+class MemoryLayer(DynamicLayer):
+    """Keys and values of one layer.
+
+    Until something leaves the window this is transformers' ``DynamicLayer``, call for call. From then on ``update``
+    gives back only the new keys and values, and :meth:`attend` joins memory and window to them.
+
+    Attributes:
+        keys: ``[B, H, W, D]`` of the window's columns.
+        values: ``[B, H, W, Dv]``.
+        recalled: per layer index and row, what was retrieved last; the cache's layers share it.
+    """
+
+    def __init__(self, setup: LayerSetup, recalled: dict[int, list[Recalled | None]]) -> None:
+        """Make an empty layer that notes in ``recalled`` what it retrieves."""
+        super().__init__()
+        self.setup = setup
+        self.recalled = recalled
+        self.window: LocalWindow | None = None
+        self._forget_everything()
+
+    def _forget_everything(self) -> None:
+        self._sinks: tuple[Tensor, Tensor] | None = None  # [B, H, S, D] each
+        self._prefix: tuple[Tensor, Tensor] | None = None  # sinks and retrieved, [B, H, P, D] each
+        self._prefix_live: Tensor | None = None  # [B, P] bool; None if all are
+        self._recent: Tensor | None = None  # [B, Hq, R, D], as the model rotated them
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the layer stores and retrieves."""
+        return self.setup.remembers
+
+    def namespace(self, row_name: str) -> str:
+        """Return the bank's namespace for one row of this layer."""
+        return f"{row_name}/layer{self.setup.index}"
+
+    def _running(self) -> LocalWindow:
+        if self.window is None or not self.window.under_way:
+            raise UnsupportedCacheError(
+                "this cache belongs to a model wrapped by memcore and was used outside of it; "
+                "wrap the model again, or start with an empty cache"
+            )
+        return self.window
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Take in new keys and values, and return what the model's attention should be given.
+
+        Args:
+            key_states: ``[B, H, T, D]`` rotated.
+            value_states: ``[B, H, T, Dv]``.
+            *args: ignored, as in transformers' own layers.
+            **kwargs: ignored.
+        """
+        if not self._running().active:
+            keys, values = super().update(key_states, value_states, *args, **kwargs)
+            return keys, values
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Return the columns fed so far, those of a piece under way once this layer has seen it."""
+        if self.window is None or not self.is_initialized:
+            return 0
+        if self.window.under_way and not self.window.active:
+            return int(super().get_seq_length())
+        return self.window.seen - (self.window.new if self.window.under_way else 0)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the length and offset of the keys that ``update`` gives back."""
+        if self.window is not None and self.window.active:
+            return query_length, self.get_seq_length()
+        sizes: tuple[int, int] = super().get_mask_sizes(query_length)
+        return sizes
+
+    def spill(self, departure: Departure, row_names: list[str]) -> None:
+        """Store the chunks that leave and set the sinks apart."""
+        config = self.setup.config
+        if departure.order is not None:
+            self.keys = take_columns(self.keys, departure.order)
+            self.values = take_columns(self.values, departure.order)
+        for row, leaving in enumerate(departure.rows):
+            begin = leaving.start
+            if leaving.sinks:
+                end = begin + leaving.sinks
+                if self._sinks is None:
+                    batch, heads, _, _ = self.keys.shape
+                    self._sinks = (
+                        self.keys.new_zeros(batch, heads, config.sinks, self.keys.shape[-1]),
+                        self.values.new_zeros(batch, heads, config.sinks, self.values.shape[-1]),
+                    )
+                self._sinks[0][row] = self.keys[row, :, begin:end].detach()
+                self._sinks[1][row] = self.values[row, :, begin:end].detach()
+                begin = end
+            if leaving.chunks and self.remembers:
+                self._store(self.namespace(row_names[row]), row, begin, begin + leaving.chunks * config.chunk_size)
+        width = self.keys.shape[2]
+        self.keys = self.keys[:, :, width - departure.keep :]
+        self.values = self.values[:, :, width - departure.keep :]
+
+    def _store(self, namespace: str, row: int, begin: int, end: int) -> None:
+        window, size = self._running(), self.setup.config.chunk_size
+        keys = self.keys[row, :, begin:end].detach()  # [H, n * C, D]
+        values = self.values[row, :, begin:end].detach()
+        positions = window.columns.positions[row, begin:end]
+        plain = keys.float() if self.setup.geometry is None else unrotate(keys, positions, self.setup.geometry)
+
+        def chunks(x: Tensor) -> Tensor:  # [H, n * C, D] to [n, H, C, D]
+            return x.unflatten(1, (-1, size)).transpose(0, 1)
+
+        token_ids = window.columns.token_ids[row, begin:end].view(-1, size)
+        self.setup.bank.store(
+            namespace,
+            ChunkBatch(
+                embeddings=self.setup.embedder.embed_chunks(ChunkKeys(keys=chunks(plain), token_ids=token_ids)),
+                keys=chunks(keys),
+                values=chunks(values),
+                starts=positions[::size].clone(),
+                lengths=torch.full((token_ids.shape[0],), size, dtype=torch.int64),
+                token_ids=token_ids,
+            ),
+        )
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, row_names: list[str]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Join sinks, retrieved chunks and window to new keys and values, and keep the new ones.
+
+        Args:
+            query: ``[B, Hq, T, D]`` rotated.
+            key: ``[B, H, T, D]`` as ``update`` returned them.
+            value: ``[B, H, T, Dv]``.
+            scaling: what the model multiplies logits with.
+            row_names: names of the rows' memories.
+
+        Returns:
+            Keys and values ``[B, H, P + W + T, D]``, and which of them each token sees, as
+            :func:`memcore.attention.visibility` says.
+        """
+        window = self._running()
+        if query.shape[2] == 1:
+            self.note(query)
+        if window.retrieve_now:
+            self._build_prefix(window, scaling, row_names)
+        if query.shape[2] > 1:
+            self.note(query)
+        blocks_k, blocks_v, prefix = [self.keys, key], [self.values, value], 0
+        if self._prefix is not None:
+            prefix = self._prefix[0].shape[2]
+            blocks_k.insert(0, self._prefix[0])
+            blocks_v.insert(0, self._prefix[1])
+        keys, values = torch.cat(blocks_k, dim=2), torch.cat(blocks_v, dim=2)
+        mask = self._mask(window, prefix, key.shape[2], key.device)
+        self.keys, self.values = keys[:, :, prefix:], values[:, :, prefix:]
+        return keys, values, mask
+
+    def _mask(self, window: LocalWindow, prefix: int, new: int, device: torch.device) -> Tensor | None:
+        total = len(window.columns)
+        past = total - new
+        if window.columns.all_live and self._prefix_live is None:
+            if (prefix, device) not in window.masks:  # most layers of a piece need the same one
+                mask = visibility(None, None, prefix + past, new)
+                window.masks[prefix, device] = None if mask is None else mask.to(device)
+            return window.masks[prefix, device]
+        prefix_live = self._prefix_live
+        if prefix_live is None:
+            prefix_live = torch.ones(window.batch, prefix, dtype=torch.bool)
+        past_live = torch.cat((prefix_live, window.columns.live[:, :past]), dim=1)
+        mask = visibility(past_live, window.columns.live[:, past:], prefix + past, new)
+        return None if mask is None else mask.to(device)
+
+    def note(self, query: Tensor) -> None:
+        """Remember the latest queries (``[B, Hq, T, D]`` rotated), by which chunks will be chosen."""
+        window = self._running()
+        if not self.remembers:
+            return
+        query, count = query.detach(), len(window.recent_after)
+        if window.recent_order is None:
+            if query.shape[2] < count:
+                assert self._recent is not None
+                query = torch.cat((self._recent, query), dim=2)
+            self._recent = query[:, :, query.shape[2] - count :].clone()
+        else:
+            both = query if self._recent is None else torch.cat((self._recent, query), dim=2)
+            self._recent = take_columns(both, window.recent_order)
+
+    def _build_prefix(self, window: LocalWindow, scaling: float, row_names: list[str]) -> None:
+        """Retrieve for every row, and lay sinks and chunks out before the window."""
+        starts = window.starts()
+        rows_k, rows_v = [], []
+        recalled = self.recalled.setdefault(self.setup.index, [None] * window.batch)
+        for row, name in enumerate(row_names):
+            found = self._retrieve(window, row, name, scaling)
+            keys, values = [], []
+            if found is not None:
+                recalled[row] = Recalled(
+                    ids=found.ids, starts=found.chunks.starts, token_ids=found.chunks.token_ids
+                )
+                memory_k = found.chunks.keys.to(self.keys.device)
+                keys.append(side_by_side(self._placed(memory_k, found.chunks.starts, starts[row])))
+                values.append(side_by_side(found.chunks.values.to(self.values.device)))
+            if self._sinks is not None and bool(window.sinks.live[row].all()):
+                end = starts[row] - sum(block.shape[1] for block in keys)
+                sinks_k = self._placed(self._sinks[0][row : row + 1], window.sinks.positions[row, :1], end)
+                keys.insert(0, sinks_k[0])
+                values.insert(0, self._sinks[1][row])
+            rows_k.append(torch.cat(keys, dim=1) if keys else self.keys[row, :, :0])
+            rows_v.append(torch.cat(values, dim=1) if values else self.values[row, :, :0])
+        lengths = [block.shape[1] for block in rows_k]
+        longest = max(lengths)
+        pad = torch.nn.functional.pad
+        self._prefix = (
+            torch.stack([pad(block, (0, 0, longest - block.shape[1], 0)) for block in rows_k]),
+            torch.stack([pad(block, (0, 0, longest - block.shape[1], 0)) for block in rows_v]),
+        )
+        self._prefix_live = None
+        if min(lengths) < longest:
+            self._prefix_live = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+
+    def _placed(self, keys: Tensor, starts: Tensor, end: int) -> Tensor:
+        if self.setup.geometry is None or self.setup.config.positions == "original":
+            return keys
+        return place_before(keys, starts, end, self.setup.geometry)
+
+    def _retrieve(self, window: LocalWindow, row: int, name: str, scaling: float) -> Retrieved | None:
+        config, bank = self.setup.config, self.setup.bank
+        namespace = self.namespace(name)
+        if not self.remembers or self._recent is None or bank.count(namespace) == 0:
+            return None
+        # A single token has been noted already and asks for itself too; a longer piece is served by what came before.
+        recent = window.recent_after if window.new == 1 else window.recent
+        live = recent.live[row]
+        queries = self._recent[row][:, live.to(self._recent.device)].float() * scaling  # [Hq, T, D]
+        geometry = self.setup.geometry
+        if geometry is not None:
+            queries = unrotate(queries, recent.positions[row, live] - config.distance, geometry)
+            queries = queries * geometry.attention_scaling**2  # the logits the model would see, of unscaled keys
+        asked = RecentQueries(
+            queries=queries, kv_heads=self.keys.shape[1], token_ids=recent.token_ids[row, live]
+        )
+
+        def rescore(chunks: ChunkBatch) -> Tensor:
+            keys = chunks.keys.to(queries.device, torch.float32)
+            if geometry is not None:
+                # As if every chunk began at position 0: one turn a chunk, and its tokens keep their true spacing.
+                keys = unrotate(keys, chunks.starts[:, None, None], geometry)
+            return exact_votes(asked, keys)
+
+        return bank.retrieve(
+            namespace,
+            self.setup.embedder.embed_queries(asked),
+            config.top_k,
+            candidates=config.top_k * config.rerank if config.rerank else None,
+            rescore=rescore if config.rerank else None,
+        )
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows ``indices``, in that order, repeats allowed."""
+        super().batch_select_indices(indices.to(self.keys.device))
+        index = indices.to(self.keys.device)
+        if self._sinks is not None:
+            self._sinks = (self._sinks[0][index], self._sinks[1][index])
+        if self._prefix is not None:
+            self._prefix = (self._prefix[0][index], self._prefix[1][index])
+        if self._prefix_live is not None:
+            self._prefix_live = self._prefix_live[indices.cpu()]
+        if self._recent is not None:
+            self._recent = self._recent[index]
+        if (recalled := self.recalled.get(self.setup.index)) is not None:
+            self.recalled[self.setup.index] = [recalled[int(i)] for i in indices]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last ``-tokens_to_remove`` columns; the cache has checked that they are in the window."""
+        super().crop(tokens_to_remove)
+        if self._recent is not None and self.window is not None:
+            self._recent = self._recent[:, :, : len(self.window.recent)]
+
+    def reset(self) -> None:
+        """Empty the layer."""
+        super().reset()
+        self.window = None
+        self._forget_everything()
+
+    def copy_for(self, window: LocalWindow | None, recalled: dict[int, list[Recalled | None]]) -> MemoryLayer:
+        """Return a copy for another cache; the two share no tensor that either changes in place."""
+        twin = copy.copy(self)
+        twin.window, twin.recalled = window, recalled
+        if self._sinks is not None:
+            twin._sinks = (self._sinks[0].clone(), self._sinks[1].clone())
+        return twin

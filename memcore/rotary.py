@@ -1,0 +1,71 @@
+"""Rotary position geometry: moving keys and queries from one position to another without the model."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class RotaryGeometry:
+    """How one layer turns positions into rotations (RoPE, arXiv 2104.09864).
+
+    Pair ``i`` of the first ``2 * F`` dimensions turns by ``position * inv_freq[i]`` radians; the rest stay. Dimensions
+    pair up as halves (``i`` with ``i + F``), or as neighbours (``2i`` with ``2i + 1``) when ``interleaved``.
+
+    Attributes:
+        inv_freq: ``[F]`` float32, radians per position.
+        attention_scaling: factor the model applies to cos and sin (1 but for YaRN and LongRoPE).
+        interleaved: which dimensions form a pair.
+    """
+
+    inv_freq: Tensor
+    attention_scaling: float = 1.0
+    interleaved: bool = False
+
+
+def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
+    """Turn already rotated (or never rotated) vectors by ``shift`` positions.
+
+    Angles are computed in float64 and applied in float32, so that bfloat16 vectors lose nothing but their own rounding.
+
+    Args:
+        x: ``[..., T, D]`` any floating dtype.
+        shift: integer positions that broadcast to ``[..., T]``; negative turns back.
+        geometry: the layer's rotation.
+
+    Returns:
+        ``[..., T, D]`` in the dtype of ``x``.
+    """
+    inv_freq = geometry.inv_freq.to(device=x.device, dtype=torch.float64)
+    angle = shift.to(x.device, torch.float64).unsqueeze(-1) * inv_freq  # [..., T, F]
+    cos, sin = angle.cos().float(), angle.sin().float()
+    pairs = 2 * inv_freq.numel()
+    turned, rest = x[..., :pairs].float(), x[..., pairs:]
+    if geometry.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, dim=-1)
+        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    out = out.to(x.dtype)
+    return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
+
+
+def unrotate(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
+    """Undo the model's rotation and scaling: what the projection gave before RoPE.
+
+    Args:
+        x: ``[..., T, D]`` rotated by the model.
+        positions: positions it was rotated to, broadcasting to ``[..., T]``.
+        geometry: the layer's rotation.
+
+    Returns:
+        ``[..., T, D]`` float32.
+    """
+    plain = rotate(x.float(), -positions, geometry)
+    pairs = 2 * geometry.inv_freq.numel()
+    if geometry.attention_scaling != 1.0:
+        plain[..., :pairs] /= geometry.attention_scaling
+    return plain
