@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+import torch
+from backend_contract import BackendContract, assert_same_chunks, make_chunks, select
+
+from memcore import exact_backend
+from memcore.backend import NoOptions
+from memcore.errors import BackendError, ConfigError
+from memcore.exact_backend import ExactBackend, ExactOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TestContract(BackendContract):
+    def open(self, path: Path) -> ExactBackend:
+        return ExactBackend(ExactOptions())
+
+
+def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = make_chunks(50)
+    queries = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    backend = ExactBackend(ExactOptions())
+    backend.store("a", chunks)
+    whole = backend.retrieve("a", queries, 5)
+    monkeypatch.setattr(exact_backend, "_BLOCK", 7 * 2 * 3)
+    blocks = backend.retrieve("a", queries, 5)
+    assert torch.equal(whole.ids, blocks.ids)
+    torch.testing.assert_close(whole.scores, blocks.scores)
+
+
+def test_chunks_survive_growth_and_compaction() -> None:
+    backend = ExactBackend(ExactOptions())
+    batches = [make_chunks(3, seed=seed) for seed in range(12)]
+    ids = [backend.store("a", batch) for batch in batches]
+    for own in ids[::2]:
+        backend.evict("a", own)
+    for own, batch in zip(ids[1::2], batches[1::2], strict=True):
+        assert_same_chunks(backend.fetch("a", own), batch)
+
+
+def test_a_failed_growth_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = ExactBackend(ExactOptions())
+    chunks = make_chunks(2)
+    ids = backend.store("a", chunks)
+    allocate, calls = torch.full, iter(range(100))
+
+    def run_out(*args: object, **kwargs: object) -> torch.Tensor:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("no memory left")
+        return allocate(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "full", run_out)
+        with pytest.raises(torch.OutOfMemoryError):
+            backend.store("a", make_chunks(5, width=9))
+    assert_same_chunks(backend.fetch("a", ids), chunks)
+    assert backend.store("a", make_chunks(1)).tolist() == [2]
+
+
+def test_equal_chunks_are_all_found() -> None:
+    backend = ExactBackend(ExactOptions())
+    chunks = make_chunks(4)
+    same = attrs.evolve(chunks, embeddings=torch.ones_like(chunks.embeddings))
+    ids = backend.store("a", same)
+    assert sorted(backend.retrieve("a", torch.ones(1, 5), 4).ids[0].tolist()) == ids.tolist()
+
+
+def test_a_copy_costs_only_what_is_stored() -> None:
+    backend = ExactBackend(ExactOptions())
+    chunks = make_chunks(40)
+    ids = backend.store("a", chunks)
+    backend.evict("a", ids[5:])
+    backend.copy("a", "b")
+    assert backend.nbytes("b") == backend.nbytes("a")
+    assert_same_chunks(backend.fetch("b", ids[:5]), select(chunks, slice(5)))
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BackendError, match="abacus"):
+        ExactBackend(ExactOptions(device="abacus"))
+
+
+def test_options_of_another_backend_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ExactOptions"):
+        ExactBackend(NoOptions())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_chunks_live_on_the_device_and_results_on_the_cpu() -> None:
+    backend = ExactBackend(ExactOptions(device="cuda"))
+    chunks = make_chunks(3)
+    ids = backend.store("a", chunks)
+    assert backend.fetch("a", ids).keys.is_cuda
+    result = backend.retrieve("a", torch.zeros(1, 5), 2)
+    assert not any(tensor.is_cuda for tensor in (ids, result.ids, result.scores))
