@@ -113,6 +113,8 @@ class MemoryBackend(ABC):
 
         Backends that can share storage should override this.
         """
+        if source == target:
+            return
         ids = self.ids(source)
         self.drop(target)
         if ids.numel():
