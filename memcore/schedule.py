@@ -28,7 +28,7 @@ def pieces(tokens: int, seen: int, *, room: int, segment: int, query_tokens: int
         yield 0, begin
     while tokens - begin > 1:
         left = tokens - begin
-        step = min(segment, left - query_tokens) if left > query_tokens else left // 2
+        step = min(segment, left - query_tokens if left > query_tokens else left // 2)
         yield begin, begin + step
         begin += step
     if begin < tokens:
