@@ -231,7 +231,7 @@ class PluginRegistry:
         if missing := offer.missing():
             raise MissingDependencyError(f"{noun} {name!r} cannot be used: {missing}")
         try:
-            cls = offer.component.load()
+            cls: object = offer.component.load()
         except Exception as error:
             raise PluginError(f"{what} cannot be loaded: {_reason(error)}") from error
         base: type = getattr(importlib.import_module(module), base_name)
