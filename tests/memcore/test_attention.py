@@ -9,39 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from reference import reference_attention, reference_rotation
 
 from memcore.attention import additive, place_before, side_by_side, visibility
 from memcore.rotary import RotaryGeometry, rotate, unrotate
-
-
-def reference_rotation(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
-    """RoPE as complex multiplication, in float64: ``[..., T, D]``."""
-    count = geometry.inv_freq.numel()
-    x = x.double()
-    turned, rest = x[..., : 2 * count], x[..., 2 * count :]
-    if geometry.interleaved:
-        pairs = torch.view_as_complex(turned.unflatten(-1, (count, 2)).contiguous())
-    else:
-        pairs = torch.complex(turned[..., :count], turned[..., count:])
-    angle = positions.double()[..., None] * geometry.inv_freq.double()
-    pairs = pairs * torch.polar(torch.full_like(angle, geometry.attention_scaling), angle)
-    parts = torch.view_as_real(pairs).flatten(-2) if geometry.interleaved else torch.cat((pairs.real, pairs.imag), -1)
-    return torch.cat((parts, rest), dim=-1)
-
-
-def reference_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scaling: float) -> Tensor:
-    """One softmax over the visible keys, one query and head at a time, in float64: ``[B, Hq, T, Dv]``."""
-    batch, heads, tokens, _ = query.shape
-    group = heads // keys.shape[1]
-    out = torch.zeros(batch, heads, tokens, values.shape[-1], dtype=torch.float64)
-    for b in range(batch):
-        for h in range(heads):
-            for t in range(tokens):
-                seen = visible[b % visible.shape[0], 0, t]
-                logits = keys[b, h // group].double()[seen] @ query[b, h, t].double() * scaling
-                out[b, h, t] = torch.softmax(logits, dim=0) @ values[b, h // group].double()[seen]
-    return out
 
 
 GEOMETRIES = {
