@@ -65,7 +65,8 @@ class MemoryCache(DynamicCache):
             )
         cache.__class__ = cls
         adopted: MemoryCache = cache  # type: ignore[assignment]
-        adopted.layers = DynamicCache(config=memory.text_config).layers
+        # Layers that generate() has prepared already (to record what it may take back, say) stay what they are.
+        adopted.layers = adopted.layers or DynamicCache(config=memory.text_config).layers
         adopted.layer_class_to_replicate = None
         adopted._remember(memory)
         return adopted
