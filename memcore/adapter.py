@@ -81,9 +81,7 @@ class AutoAdapter:
         return registry().load_component("adapters", model_type)(self.config)
 
 
-def wrap(
-    model: M, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any
-) -> M:
+def wrap(model: M, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any) -> M:
     """Give a Hugging Face decoder model a long-term memory, in place, and return it.
 
     The model keeps its class, its weights and ``generate()``, and gains ``model.memory``.

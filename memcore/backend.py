@@ -120,7 +120,7 @@ class MemoryBackend(ABC):
         if ids.numel():
             self.store(target, self.fetch(source, ids))
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Make everything stored so far durable. Nothing to do for a backend that is not persistent."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from memcore.bank import MemoryBank
 from memcore.errors import ClosedError, UnsupportedCacheError
@@ -49,7 +49,9 @@ class MemoryCache(DynamicCache):
         """
         if isinstance(cache, MemoryCache):
             if cache.memory is not memory:
-                raise UnsupportedCacheError("past_key_values belongs to another wrapped model; pass the one it returned")
+                raise UnsupportedCacheError(
+                    "past_key_values belongs to another wrapped model; pass the one it returned"
+                )
             if cache.window is not None and cache.window.under_way:
                 raise UnsupportedCacheError(
                     "past_key_values was left half-filled by a forward that did not finish; start again with a new one"
@@ -142,7 +144,7 @@ class MemoryCache(DynamicCache):
             index = index.nonzero().flatten()
         parents = [int(i) for i in index.cpu()]
         for layer in self.layers:
-            if layer.get_seq_length() > 0:
+            if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
                 layer.batch_select_indices(index)
         self.window.select_rows(torch.tensor(parents, dtype=torch.int64))
         old, names = self.row_names, []
@@ -173,7 +175,7 @@ class MemoryCache(DynamicCache):
             self._forget(name)
         self.row_names, self.window = [], None
         self.recalled.clear()
-        super().reset()
+        super().reset()  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
         """Copy the cache; the copy's memory is its own, and shares storage until one of the two changes."""
@@ -183,7 +185,9 @@ class MemoryCache(DynamicCache):
         twin.recalled.update((index, list(rows)) for index, rows in self.recalled.items())
         for index, layer in enumerate(self.layers):
             twin.layers[index] = (
-                layer.copy_for(twin.window, twin.recalled) if isinstance(layer, MemoryLayer) else copy.deepcopy(layer, memo)
+                layer.copy_for(twin.window, twin.recalled)
+                if isinstance(layer, MemoryLayer)
+                else copy.deepcopy(layer, memo)
             )
         for name in self.row_names:
             twin.row_names.append(twin._new_row())
@@ -210,5 +214,3 @@ def _drop(bank: MemoryBank, namespaces: set[str]) -> None:
     with contextlib.suppress(ClosedError):
         for name in namespaces:
             bank.drop(name)
-
-

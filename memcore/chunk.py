@@ -54,7 +54,9 @@ class ChunkBatch:
                 f"got {list(self.keys.shape)} and {list(self.values.shape)}"
             )
         if self.keys.dtype != self.values.dtype or not self.keys.dtype.is_floating_point:
-            problems.append(f"keys and values must share one floating dtype, got {self.keys.dtype}, {self.values.dtype}")
+            problems.append(
+                f"keys and values must be of one floating dtype, got {self.keys.dtype}, {self.values.dtype}"
+            )
         for name in ("starts", "lengths"):
             tensor: Tensor = getattr(self, name)
             if tensor.shape != (n,) or tensor.dtype != torch.int64:

@@ -113,8 +113,8 @@ class MemoryConfig:
         top_k: chunks brought back per retrieval.
         segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
         query_tokens: most recent tokens whose queries choose the chunks.
-        query_distance: how far in the past, in tokens, those queries are made to see every chunk while chunks are chosen;
-            None for half the window, the middle of where retrieved keys end up.
+        query_distance: distance, in tokens, at which those queries see every chunk while chunks are chosen; None for
+            half the window, the middle of where retrieved keys end up.
         retrieve_every: generated tokens between two retrievals.
         positions: where retrieved keys are attended to: ``"window"``, right before the local window, within what the
             model was trained for; or ``"original"``, where they once stood.

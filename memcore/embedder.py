@@ -49,7 +49,7 @@ class ChunkEmbedder(ABC):
 
     Options: ClassVar[type] = NoOptions
 
-    def __init__(self, options: object) -> None:
+    def __init__(self, options: object) -> None:  # noqa: B027
         """Take an instance of ``Options``."""
 
     @abstractmethod

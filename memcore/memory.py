@@ -73,8 +73,10 @@ class Memory:
         backend = plugins.load_component("backends", config.backend)
         embedder = plugins.load_component("embedders", config.embedder)
         policy = plugins.load_component("eviction_policies", config.eviction)
-        options = structure_options(backend.Options, config.backend_options, f"backend_options of {config.backend!r}")
-        embedder_options = structure_options(
+        options: object = structure_options(
+            backend.Options, config.backend_options, f"backend_options of {config.backend!r}"
+        )
+        embedder_options: object = structure_options(
             embedder.Options, config.embedder_options, f"embedder_options of {config.embedder!r}"
         )
         self.config = config

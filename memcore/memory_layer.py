@@ -1,4 +1,4 @@
-"""One global-attention layer of the cache: window in front, sinks and retrieved chunks beside it, the rest in the bank."""
+"""One global-attention layer of the cache: window, sinks and retrieved chunks at hand, the rest in the bank."""
 
 from __future__ import annotations
 
@@ -74,9 +74,12 @@ class MemoryLayer(DynamicLayer):
         recalled: per layer index and row, what was retrieved last; the cache's layers share it.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, setup: LayerSetup, recalled: dict[int, list[Recalled | None]]) -> None:
         """Make an empty layer that notes in ``recalled`` what it retrieves."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.setup = setup
         self.recalled = recalled
         self.window: LocalWindow | None = None
@@ -105,7 +108,9 @@ class MemoryLayer(DynamicLayer):
             )
         return self.window
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Take in new keys and values, and return what the model's attention should be given.
 
         Args:
@@ -167,7 +172,8 @@ class MemoryLayer(DynamicLayer):
         plain = keys.float() if self.setup.geometry is None else unrotate(keys, positions, self.setup.geometry)
 
         def chunks(x: Tensor) -> Tensor:  # [H, n * C, D] to [n, H, C, D]
-            return x.unflatten(1, (-1, size)).transpose(0, 1)
+            blocks: Tensor = x.unflatten(1, (-1, size)).transpose(0, 1)
+            return blocks
 
         token_ids = window.columns.token_ids[row, begin:end].view(-1, size)
         self.setup.bank.store(
@@ -254,9 +260,7 @@ class MemoryLayer(DynamicLayer):
             found = self._retrieve(window, row, name, scaling)
             keys, values = [], []
             if found is not None:
-                recalled[row] = Recalled(
-                    ids=found.ids, starts=found.chunks.starts, token_ids=found.chunks.token_ids
-                )
+                recalled[row] = Recalled(ids=found.ids, starts=found.chunks.starts, token_ids=found.chunks.token_ids)
                 memory_k = found.chunks.keys.to(self.keys.device)
                 keys.append(side_by_side(self._placed(memory_k, found.chunks.starts, starts[row])))
                 values.append(side_by_side(found.chunks.values.to(self.values.device)))
@@ -296,9 +300,7 @@ class MemoryLayer(DynamicLayer):
         if geometry is not None:
             queries = unrotate(queries, recent.positions[row, live] - config.distance, geometry)
             queries = queries * geometry.attention_scaling**2  # the logits the model would see, of unscaled keys
-        asked = RecentQueries(
-            queries=queries, kv_heads=self.keys.shape[1], token_ids=recent.token_ids[row, live]
-        )
+        asked = RecentQueries(queries=queries, kv_heads=self.keys.shape[1], token_ids=recent.token_ids[row, live])
 
         def rescore(chunks: ChunkBatch) -> Tensor:
             keys = chunks.keys.to(queries.device, torch.float32)

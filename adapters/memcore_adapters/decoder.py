@@ -62,7 +62,9 @@ class DecoderAdapter(ModelAdapter):
         """Give the model a memory, in place, and return it; see :meth:`memcore.ModelAdapter.wrap`."""
         decoder = self.decoder(model)
         if hasattr(decoder, "_memcore_memory"):
-            raise AlreadyWrappedError(f"{type(model).__name__} already has a memory; memcore.unwrap(model) takes it away")
+            raise AlreadyWrappedError(
+                f"{type(model).__name__} already has a memory; memcore.unwrap(model) takes it away"
+            )
         self.check(decoder)
         implementation = decoder.config._attn_implementation
         delegate = delegate_for(decoder, implementation)

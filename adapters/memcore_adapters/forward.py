@@ -49,7 +49,7 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
     source = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if source is None or (kwargs.get("input_ids") is not None and kwargs.get("inputs_embeds") is not None):
         return inner(**kwargs)  # transformers has a message for this
-    batch, tokens = source.shape[:2]
+    tokens = source.shape[1]
     room = memory.config.window + memory.config.sinks
     given = kwargs.pop("past_key_values", None)
     keep_cache = _use_cache(decoder, kwargs)

@@ -91,7 +91,8 @@ def register(delegate: Delegate) -> str:
         cache: MemoryCache | None = kwargs.pop(CACHE_ARGUMENT, None)
         layer = None if cache is None else cache.layers[module.layer_idx]
         if isinstance(layer, MemoryLayer):
-            assert cache is not None and cache.window is not None
+            assert cache is not None
+            assert cache.window is not None
             if cache.window.active:
                 key, value, visible = layer.attend(
                     query, key, value, scaling=kwargs["scaling"], row_names=cache.row_names

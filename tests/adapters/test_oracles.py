@@ -96,7 +96,7 @@ def test_full_recall_in_decode_equals_full_attention(family: str, positions: str
 
     with torch.no_grad():
         expected = decode()
-        memcore.wrap(model, attrs.evolve(EVERYTHING, positions=positions, retrieve_every=1))
+        memcore.wrap(model, MemoryConfig.from_value(EVERYTHING, positions=positions, retrieve_every=1))
         torch.testing.assert_close(decode(), expected, atol=1e-4, rtol=0)
 
 

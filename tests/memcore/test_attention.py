@@ -14,7 +14,6 @@ from reference import reference_attention, reference_rotation
 from memcore.attention import additive, place_before, side_by_side, visibility
 from memcore.rotary import RotaryGeometry, rotate, unrotate
 
-
 GEOMETRIES = {
     "halves": RotaryGeometry(inv_freq=1.0 / 10_000 ** (torch.arange(8) / 8)),
     "interleaved": RotaryGeometry(inv_freq=1.0 / 10_000 ** (torch.arange(8) / 8), interleaved=True),
@@ -79,12 +78,12 @@ def test_extended_attention_equals_the_reference(data: st.DataObject) -> None:
                 else:
                     visible = k - past == t or (k - past < t and (new_live is None or bool(new_live[b, k - past])))
                 expected_mask[b, 0, t, k] = visible
-    group = [each.repeat_interleave(2, dim=1) for each in (keys, values)]
-    got = torch.nn.functional.scaled_dot_product_attention(query, *group, attn_mask=mask, scale=0.3)
+    all_keys, all_values = (each.repeat_interleave(2, dim=1) for each in (keys, values))
+    got = torch.nn.functional.scaled_dot_product_attention(query, all_keys, all_values, attn_mask=mask, scale=0.3)
     expected = reference_attention(query, keys, values, expected_mask, 0.3)
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=0)
     added = additive(mask, torch.float32)
-    weights = query @ group[0].transpose(2, 3) * 0.3 + (0.0 if added is None else added)
-    eager = torch.softmax(weights, dim=-1) @ group[1]
+    weights = query @ all_keys.transpose(2, 3) * 0.3 + (0.0 if added is None else added)
+    eager = torch.softmax(weights, dim=-1) @ all_values
     torch.testing.assert_close(eager.double(), expected, atol=1e-5, rtol=0)
     assert math.isfinite(float(eager.sum()))
