@@ -287,7 +287,7 @@ class PluginHooks:
         for _ in self._results(self._hook.memcore_stored, namespace=namespace, ids=ids, chunks=chunks):
             pass
 
-    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult) -> None:
+    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult | None) -> None:
         """Tell plugins of a retrieval."""
         for _ in self._results(self._hook.memcore_retrieved, namespace=namespace, ids=ids, result=result):
             pass

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 
 from memcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @attrs.frozen(kw_only=True)
@@ -49,12 +54,6 @@ _SUBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> object: ...
-
-
 def language_reference() -> str:
     """Return the Python language reference as one text of some 450,000 characters, about 113,000 Gemma tokens."""
     from pydoc_data.topics import topics
@@ -62,49 +61,45 @@ def language_reference() -> str:
     return "\n\n".join(text.strip() for _, text in sorted(topics.items())) + "\n"
 
 
-def choose_facts(count: int, seed: int) -> list[Fact]:
+def choose_facts(count: int, seed: int, *, until: float = 1.0) -> list[Fact]:
     """Return facts at even depths, the same ones for the same seed.
 
     Args:
         count: how many, at most as many as there are subjects (8).
         seed: which ones, with which answers, in which order.
+        until: the depth they stay above.
     """
     if not 1 <= count <= len(_SUBJECTS):
         raise ConfigError(f"the number of facts must lie in 1..{len(_SUBJECTS)}, got {count}")
     chance = random.Random(seed)
     subjects = chance.sample(_SUBJECTS, count)
     return [
-        Fact(prompt=prompt, answer=chance.choice(answers), depth=(index + 0.5) / count)
+        Fact(prompt=prompt, answer=chance.choice(answers), depth=(index + 0.5) / count * until)
         for index, (prompt, answers) in enumerate(subjects)
     ]
 
 
 def hide(facts: Sequence[Fact], text: str) -> str:
-    """Return the text with each fact as a paragraph of its own, at the paragraph boundary nearest to its depth."""
+    """Return the text with each fact as a paragraph of its own, at the last paragraph boundary before its depth."""
     paragraphs = text.split("\n\n")
-    ends = []  # where each paragraph ends, in characters
-    position = 0
-    for paragraph in paragraphs:
-        position += len(paragraph) + 2
-        ends.append(position)
-    places = [min(range(len(ends)), key=lambda i, at=fact.depth * position: abs(ends[i] - at)) for fact in facts]
+    ends = list(itertools.accumulate(len(paragraph) + 2 for paragraph in paragraphs))  # in characters
+    places = [bisect.bisect(ends, fact.depth * ends[-1]) for fact in facts]
     # From the back, so that the places of those before stay right.
     for place, fact in sorted(zip(places, facts, strict=True), key=lambda pair: pair[0], reverse=True):
-        paragraphs.insert(place + 1, fact.sentence)
+        paragraphs.insert(place, fact.sentence)
     return "\n\n".join(paragraphs)
 
 
-def first_tokens(text: str, tokens: int, tokenizer: object) -> str:
+def first_tokens(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the beginning of a text that is ``tokens`` long, cut back to the end of a paragraph.
 
     Args:
         text: the text.
         tokens: the most tokens it may have.
-        tokenizer: a fast Hugging Face tokenizer.
+        tokenizer: a fast tokenizer, which knows where in the text each token begins.
     """
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # type: ignore[operator]
-    offsets = encoded["offset_mapping"]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     if tokens >= len(offsets):
         return text
     cut = text[: offsets[tokens][0]]
-    return cut[: end] if (end := cut.rfind("\n\n")) > 0 else cut
+    return cut[:end] if (end := cut.rfind("\n\n")) > 0 else cut

@@ -1,0 +1,8 @@
+"""The command line: ``memcore demo``, ``ask``, ``plugins`` and ``doctor``.
+
+Nothing here imports torch or transformers before a command runs, so that help comes at once.
+"""
+
+from memcore.cli.app import app
+
+__all__ = ["app"]

@@ -1,0 +1,58 @@
+"""The application: its commands, and how errors are shown."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import memcore
+from memcore.cli import ask, demo, doctor, plugins
+from memcore.cli.common import errors
+from memcore.errors import MemcoreError
+
+DEBUG = "MEMCORE_DEBUG"
+
+
+class _Group(TyperGroup):
+    """Shows memcore's own errors as one line; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemcoreError as error:
+            if ctx.params.get("debug"):
+                raise
+            errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
+)
+app.command("demo")(demo.demo)
+app.command("ask")(ask.ask)
+app.command("plugins")(plugins.plugins)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memcore {memcore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks and warnings.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Long-term memory for Hugging Face decoder models."""
+    if not debug:
+        # Progress is shown by the commands themselves.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

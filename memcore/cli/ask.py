@@ -1,0 +1,92 @@
+"""``memcore ask``: questions about a text that is longer than the model's window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memcore.cli.common import console, errors, memory_config, quiet_transformers, reading_progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+def ask(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of a decoder model.")],
+    file: Annotated[typer.FileText, typer.Option(help="The text, UTF-8; - for standard input.", encoding="utf-8")],
+    question: Annotated[list[str], typer.Option(help="What to ask; may be given several times.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    passages: Annotated[bool, typer.Option("--passages", help="Show the passages retrieved.")] = False,
+    window: Annotated[int | None, typer.Option(help="Tokens the model attends to directly.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Chunks brought back per retrieval.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where the memory is kept: see `memcore plugins`.")] = None,
+    config: Annotated[str, typer.Option(help="Configuration file, .toml, .yaml or .json.")] = "",
+    device: Annotated[str, typer.Option(help="Where to run, e.g. cuda; found out if not given.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")] = "auto",
+) -> None:
+    """Ask about a text longer than the window.
+
+    The model reads the text once, with memory, and answers every question from there.
+
+    A chat model is asked through its chat template. Any other goes on from the text and the question.
+    """
+    from memcore.errors import UnsupportedInputError
+
+    memory = memory_config(config, window=window, top_k=top_k, backend=backend)
+    try:
+        text = file.read()
+    except UnicodeDecodeError as error:
+        raise UnsupportedInputError(f"{file.name} is not UTF-8 text: {error}") from error
+    if not text.strip():
+        raise UnsupportedInputError(f"{file.name} has no text in it")
+    if not all(each.strip() for each in question):
+        raise UnsupportedInputError("a question is empty")
+    with errors.status("Loading the model ..."):
+        from memcore.adapter import wrap
+        from memcore.reader import Reader, load_model
+
+        quiet_transformers()
+        loaded, tokenizer = load_model(model, device=device, dtype=dtype)
+        wrap(loaded, memory)
+    prompts = [_prompt(tokenizer, text, each) for each in question]
+    reader = Reader(loaded, tokenizer)
+    with reading_progress() as start:
+        read = prompts[0][0]
+        reader.read(read, start("reading", read.shape[1]))
+    errors.print(
+        f"read {reader.tokens:,} tokens in {reader.seconds:.1f} s ({reader.tokens / reader.seconds:,.0f} tok/s)",
+        style="dim",
+        highlight=False,
+    )
+    for asked, (_, ids) in zip(question, prompts, strict=True):
+        answer = reader.ask(ids, max_new_tokens=max_new_tokens)
+        if len(question) > 1:
+            console.print(asked, style="bold", markup=False, highlight=False)
+        console.print(answer.text.strip(), markup=False, highlight=False, soft_wrap=True)
+        if passages:
+            for passage in answer.passages:
+                excerpt = " ".join(str(tokenizer.decode(passage.token_ids.clamp_min(0))).split())
+                where = f"  [{passage.start:,}, layers {', '.join(map(str, passage.layers))}]"
+                console.print(f"{where} {excerpt}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, question: str) -> tuple[Tensor, Tensor]:
+    """Return what is read once, the same for every question, and what is asked: ``[1, T]`` token ids each."""
+
+    def encode(part: str, special: bool) -> Tensor:
+        encoded: Any = tokenizer(part, add_special_tokens=special, return_tensors="pt")
+        ids: Tensor = encoded["input_ids"]
+        return ids
+
+    if not tokenizer.chat_template:
+        return encode(text.rstrip() + "\n\n", True), encode(question, False)
+    content = f"{text.strip()}\n\n{question.strip()}"
+    rendered = str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    )
+    begin = rendered.rindex(question.strip())
+    return encode(rendered[:begin], False), encode(rendered[begin:], False)

@@ -1,0 +1,117 @@
+"""``memcore demo``: hide facts in a long text and ask for them, with and without memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from memcore.cli.common import console, errors, memory_config, quiet_transformers, reading_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memcore.demo.run import Demonstration
+    from memcore.demo.text import Fact
+    from memcore.reader import Answer
+
+
+def demo(
+    tokens: Annotated[int, typer.Option(help="How much of the text to read.")] = 16_000,
+    facts: Annotated[int, typer.Option(help="How many facts to hide, 1 to 8.")] = 4,
+    seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
+    model: Annotated[str, typer.Option(help="Hub id or folder; Gemma 3 270M if not given.")] = "",
+    window: Annotated[int | None, typer.Option(help="Tokens the model attends to directly.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where the memory is kept: see `memcore plugins`.")] = None,
+    config: Annotated[str, typer.Option(help="Configuration file, .toml, .yaml or .json.")] = "",
+    device: Annotated[str, typer.Option(help="Where to run, e.g. cuda; found out if not given.")] = "",
+    full: Annotated[bool, typer.Option(help="Also read with full attention.")] = True,
+) -> None:
+    """Find facts hidden in a long text.
+
+    A small model is asked for each: without memory, with memory, and by full attention.
+    """
+    memory = memory_config(config, window=window, backend=backend)
+    with errors.status("Loading torch and transformers ..."):
+        from memcore.demo.run import demonstrate
+        from memcore.demo.weights import demo_model_path
+        from memcore.reader import load_model
+
+        quiet_transformers()
+    with errors.status("Loading the model (the first time it is made from its packages, which takes a minute) ..."):
+        loaded, tokenizer = load_model(model or str(demo_model_path()), device=device)
+    with reading_progress() as start:
+        result = demonstrate(
+            loaded,
+            tokenizer,
+            memory,
+            tokens=tokens,
+            facts=facts,
+            seed=seed,
+            full_attention=full,
+            on_start=start,
+        )
+    _show(result, tokenizer, memory.window)
+
+
+def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
+    from rich.table import Table
+
+    from memcore.demo.run import right_answers
+
+    read = result.methods[1].tokens
+    console.print(
+        f"The Python language reference, {read:,} tokens, with {len(result.facts)} facts hidden in it. "
+        f"The window is {window:,} tokens.\n"
+    )
+    for index, (fact, position) in enumerate(zip(result.facts, result.positions, strict=True)):
+        console.print(f"[bold]{fact.prompt} …[/bold]  [dim](hidden at token {position:,}, {position / read:.0%})[/dim]")
+        for method in result.methods:
+            answer = method.answers[index]
+            mark = "[green]right[/green]" if fact.is_answered_by(answer.text) else "[red]wrong[/red]"
+            console.print(f"  {method.name:<15} {mark}  {escape(_one_line(answer.text)):<34} {answer.seconds:5.1f} s")
+            if answer.passages:
+                _show_passages(answer, fact, tokenizer)
+        console.print()
+    table = Table("", "right", "tokens read", "seconds", "tok/s", "s/answer", "peak MiB*", caption_justify="left")
+    table.caption = "* above the loaded model"
+    for method in result.methods:
+        seconds = sum(answer.seconds for answer in method.answers) / len(method.answers)
+        table.add_row(
+            method.name,
+            f"{sum(right_answers(result.facts, method))} of {len(result.facts)}",
+            f"{method.tokens:,}",
+            f"{method.seconds:.1f}",
+            f"{method.tokens / method.seconds:,.0f}",
+            f"{seconds:.1f}",
+            f"{method.peak_mib:,.0f}",
+        )
+    console.print(table)
+
+
+def _show_passages(answer: Answer, fact: Fact, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Show where the retrieved passages stand, and the one that says the fact."""
+    marked = []
+    telling = ""
+    for passage in sorted(answer.passages, key=lambda passage: passage.start):
+        text = str(tokenizer.decode(passage.token_ids.clamp_min(0), skip_special_tokens=True))
+        # Chunks end where they end: half of the sentence may be in the next.
+        if fact.answer in text:
+            telling = _around(text, fact.answer)
+            marked.append(f"[green]{passage.start:,}[/green]")
+        else:
+            marked.append(f"{passage.start:,}")
+    console.print(f"    passages retrieved, by position: {', '.join(marked)}", style="dim", highlight=False)
+    if telling:
+        console.print(f"    among them: … {telling} …", style="dim", markup=False, highlight=False)
+
+
+def _around(text: str, answer: str, width: int = 80) -> str:
+    at = text.index(answer) + len(answer)
+    return _one_line(text[max(0, at - width) : at + 10], width + 10)
+
+
+def _one_line(text: str, width: int = 34) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,152 @@
+"""Reading a text once and answering many questions about it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from memcore.errors import UnsupportedInputError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from memcore.memory import Passage
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens read, tokens in all)."""
+
+
+def load_model(name: str, *, device: str = "", dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer.
+
+    Args:
+        name: a hub id or a folder.
+        device: where to put it; empty for CUDA if there is one, else the CPU.
+        dtype: ``"auto"`` for the checkpoint's own, or the name of a torch dtype, e.g. ``"bfloat16"``.
+
+    Raises:
+        UnsupportedModelError: it cannot be loaded, or is no decoder.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    # OSError: no such folder or hub id. ValueError: no decoder, or a name that cannot be one. RuntimeError: no device.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnsupportedModelError(f"cannot load {name!r} as a decoder: {error}") from error
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        text: the generated text, without special tokens.
+        seconds: from the question to the last token.
+        tokens: how many were generated.
+        passages: the chunks attended to at the latest retrieval, empty without a memory.
+    """
+
+    text: str
+    seconds: float
+    tokens: int
+    passages: tuple[Passage, ...] = ()
+
+
+class Reader:
+    """A model that has read a text. Every question continues from a copy of what reading left in its cache.
+
+    Attributes:
+        tokens: how many it has read.
+        seconds: how long reading took.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, piece: int = 1024) -> None:
+        """Take a model, wrapped or not.
+
+        Args:
+            model: the model.
+            tokenizer: its tokenizer.
+            piece: tokens that a model without memory reads at a time. A wrapped one divides the text by itself.
+        """
+        self._model = model
+        self._tokenizer = tokenizer
+        self._piece = piece
+        self._read = torch.empty(1, 0, dtype=torch.long)
+        self._cache: Any = None
+        self.tokens = 0
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, progress: Progress | None = None) -> None:
+        """Read a text from its beginning; what was read before is forgotten.
+
+        Args:
+            ids: ``[1, T]`` token ids, at least one.
+            progress: told how far it is.
+
+        Raises:
+            UnsupportedInputError: there is nothing to read.
+        """
+        if not ids.numel():
+            raise UnsupportedInputError("there is nothing to read: the text has no tokens")
+        ids = ids.to(self._model.device)
+        memory = getattr(self._model, "memory", None)
+        total = ids.shape[1]
+        begun = time.perf_counter()
+        if memory is not None:
+            memory.progress = progress
+            try:
+                cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            finally:
+                memory.progress = None
+        else:
+            from transformers import DynamicCache
+
+            # In pieces, a sliding layer computes its window and not the whole square; it is also the faster way.
+            cache = DynamicCache(config=self._model.config)
+            for begin in range(0, total, self._piece):
+                end = min(begin + self._piece, total)
+                self._model(input_ids=ids[:, begin:end], past_key_values=cache, use_cache=True, logits_to_keep=1)
+                if progress is not None:
+                    progress(end, total)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - begun
+        self.tokens = total
+        self._read, self._cache = ids, cache
+
+    @torch.no_grad()
+    def ask(self, question: Tensor, *, max_new_tokens: int) -> Answer:
+        """Go on from the text with a question.
+
+        Args:
+            question: ``[1, T]`` token ids, at least one.
+            max_new_tokens: longest answer.
+        """
+        begun = time.perf_counter()
+        prompt = torch.cat([self._read, question.to(self._read)], dim=1)
+        generated: Any = self._model.generate(  # type: ignore[operator]
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=copy.deepcopy(self._cache),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        new = generated[0, prompt.shape[1] :]
+        memory = getattr(self._model, "memory", None)
+        return Answer(
+            text=str(self._tokenizer.decode(new, skip_special_tokens=True)),
+            seconds=time.perf_counter() - begun,
+            tokens=int(new.numel()),
+            passages=tuple(memory.passages()) if memory is not None else (),
+        )
