@@ -1,0 +1,61 @@
+"""What all tests share: seeds, and the small real model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A slow machine is no failure, and CI must fail the same way twice.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def gemma() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Gemma 3 270M and its tokenizer. Unwrap what you wrap: the session shares it."""
+    from memcore.demo.weights import demo_model_path
+    from memcore.errors import MissingDependencyError
+    from memcore.reader import load_model
+
+    try:
+        path = demo_model_path()
+    except MissingDependencyError as error:
+        pytest.skip(f"needs the model of the demo extra: {error}")
+    return load_model(str(path), device="cpu")
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that installs a plugin the way pip does: a module and the metadata of its distribution."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(name: str, source: str, distribution: str = "", module: str = "") -> None:
+        distribution = distribution or f"{name}-plugin"
+        module = module or f"memcore_test_{name}"
+        (tmp_path / f"{module}.py").write_text(source)
+        # The next test may install another plugin of this name.
+        monkeypatch.setitem(sys.modules, module, sys)
+        monkeypatch.delitem(sys.modules, module)
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[memcore]\n{name} = {module}\n")
+
+    return install
