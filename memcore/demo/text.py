@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,8 @@ class Fact:
         return f"{self.prompt} {self.answer}."
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a model that goes on with ``text`` knew the fact. Only the text's first line counts."""
-        first_line = text.strip().split("\n", 1)[0]
-        return first_line.lower().startswith(self.answer.lower())
+        """Whether a model that goes on with ``text`` knew the fact. It must begin with the answer."""
+        return re.match(rf"{re.escape(self.answer)}\b", text.lstrip(), re.IGNORECASE) is not None
 
 
 # Each says something of its own: many pass-keys of one form would test the choice among them, not memory.
