@@ -25,7 +25,7 @@ class _Group(TyperGroup):
         except MemcoreError as error:
             if ctx.params.get("debug"):
                 raise
-            errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            errors.print(f"error: {error}", style="bold red", soft_wrap=True)
             raise typer.Exit(1) from error
 
 

@@ -58,18 +58,17 @@ def ask(
     errors.print(
         f"read {reader.tokens:,} tokens in {reader.seconds:.1f} s ({reader.tokens / reader.seconds:,.0f} tok/s)",
         style="dim",
-        highlight=False,
     )
     for asked, (_, ids) in zip(question, prompts, strict=True):
         answer = reader.ask(ids, max_new_tokens=max_new_tokens)
         if len(question) > 1:
-            console.print(asked, style="bold", markup=False, highlight=False)
-        console.print(answer.text.strip(), markup=False, highlight=False, soft_wrap=True)
+            console.print(asked, style="bold")
+        console.print(answer.text.strip(), soft_wrap=True)
         if passages:
             for passage in answer.passages:
                 excerpt = " ".join(str(tokenizer.decode(passage.token_ids.clamp_min(0))).split())
                 where = f"  [{passage.start:,}, layers {', '.join(map(str, passage.layers))}]"
-                console.print(f"{where} {excerpt}", style="dim", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"{where} {excerpt}", style="dim", soft_wrap=True)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, question: str) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from memcore.config import MemoryConfig
 
-console = Console()
-errors = Console(stderr=True)
+# No markup: "memcore-llm[hnswlib]" is to be shown as it is.
+console = Console(markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
 
 
 def memory_config(path: str, **fields: object) -> MemoryConfig:

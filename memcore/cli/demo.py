@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from memcore.cli.common import console, errors, memory_config, quiet_transformers, reading_progress
 
@@ -66,11 +66,13 @@ def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int
         f"The window is {window:,} tokens.\n"
     )
     for index, (fact, position) in enumerate(zip(result.facts, result.positions, strict=True)):
-        console.print(f"[bold]{fact.prompt} …[/bold]  [dim](hidden at token {position:,}, {position / read:.0%})[/dim]")
+        where = f"  (hidden at token {position:,}, {position / read:.0%})"
+        console.print(Text.assemble((f"{fact.prompt} …", "bold"), (where, "dim")))
         for method in result.methods:
             answer = method.answers[index]
-            mark = "[green]right[/green]" if fact.is_answered_by(answer.text) else "[red]wrong[/red]"
-            console.print(f"  {method.name:<15} {mark}  {escape(_one_line(answer.text)):<34} {answer.seconds:5.1f} s")
+            mark = ("right", "green") if fact.is_answered_by(answer.text) else ("wrong", "red")
+            rest = f"  {_one_line(answer.text):<34} {answer.seconds:5.1f} s"
+            console.print(Text.assemble(f"  {method.name:<15} ", mark, rest))
             if answer.passages:
                 _show_passages(answer, fact, tokenizer)
         console.print()
@@ -92,19 +94,18 @@ def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int
 
 def _show_passages(answer: Answer, fact: Fact, tokenizer: PreTrainedTokenizerBase) -> None:
     """Show where the retrieved passages stand, and the one that says the fact."""
-    marked = []
+    starts = []
     telling = ""
     for passage in sorted(answer.passages, key=lambda passage: passage.start):
         text = str(tokenizer.decode(passage.token_ids.clamp_min(0), skip_special_tokens=True))
         # Chunks end where they end: half of the sentence may be in the next.
-        if fact.answer in text:
+        tells = fact.answer in text
+        if tells:
             telling = _around(text, fact.answer)
-            marked.append(f"[green]{passage.start:,}[/green]")
-        else:
-            marked.append(f"{passage.start:,}")
-    console.print(f"    passages retrieved, by position: {', '.join(marked)}", style="dim", highlight=False)
+        starts.append(Text(f"{passage.start:,}", style="green" if tells else "dim"))
+    console.print(Text("    passages retrieved, by position: ", style="dim"), Text(", ").join(starts), sep="")
     if telling:
-        console.print(f"    among them: … {telling} …", style="dim", markup=False, highlight=False)
+        console.print(f"    among them: … {telling} …", style="dim")
 
 
 def _around(text: str, answer: str, width: int = 80) -> str:

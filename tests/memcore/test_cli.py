@@ -17,6 +17,14 @@ import memcore
 from memcore import plugins
 from memcore.cli import app
 
+FAR = """
+from memcore import Component, hookimpl
+
+@hookimpl
+def memcore_backends():
+    return [Component(name='far', summary='x', load=dict, requires=('nope',), install='far[pkg]')]
+"""
+
 
 def run(*arguments: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Any:
     return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200", **(env or {})})
@@ -100,15 +108,18 @@ def test_plugins_shows_what_is_wrong(plugin_folder: Any) -> None:
 
 @pytest.mark.usefixtures("fresh_registry")
 def test_plugins_as_json(plugin_folder: Any) -> None:
-    source = "from memcore import Component, hookimpl\n@hookimpl\ndef memcore_backends():\n"
-    source += (
-        "    return [Component(name='far', summary='x', load=lambda: dict, requires=('nope',), install='far-pkg')]\n"
-    )
-    plugin_folder("far", source)
+    plugin_folder("far", FAR)
     found = json.loads(run("plugins", "--json").output)
     entry = next(each for each in found["components"] if each["name"] == "far")
     assert entry["available"] is False
-    assert entry["missing"] == 'nope is not installed: pip install "far-pkg"'
+    assert entry["missing"] == 'nope is not installed: pip install "far[pkg]"'
+
+
+@pytest.mark.usefixtures("fresh_registry")
+@pytest.mark.parametrize("command", ["plugins", "doctor"])
+def test_what_to_install_is_shown_as_it_is(plugin_folder: Any, command: str) -> None:
+    plugin_folder("far", FAR)
+    assert 'pip install "far[pkg]"' in run(command).output
 
 
 def test_doctor_as_json() -> None:
