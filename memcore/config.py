@@ -143,7 +143,7 @@ class MemoryConfig:
     retrieve_every: int = attrs.field(default=8, validator=_integer(1))
     positions: Literal["window", "original"] = attrs.field(default="window", validator=_one_of("window", "original"))
     layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers, validator=_layer_indices)
-    rerank: int = attrs.field(default=0, validator=_integer(0))
+    rerank: int = attrs.field(default=8, validator=_integer(0))
 
     def __attrs_post_init__(self) -> None:
         if self.window < self.chunk_size:
