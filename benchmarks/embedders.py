@@ -202,7 +202,8 @@ def main(
     configs = {name: MemoryConfig(window=window, **fields) for name, fields in METHODS.items()}
     memories: dict[str, Memory] = {}
     for name, config in configs.items():
-        memories[name] = memcore.wrap(plain, config).memory
+        wrapped: Any = memcore.wrap(plain, config)
+        memories[name] = wrapped.memory
         geometries = {setup.index: setup.geometry for setup in memories[name].layer_setups}
         memcore.unwrap(plain)
     every = sorted(geometries)

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 import memcore
 from memcore.cli import ask, demo, doctor, plugins
-from memcore.cli.common import errors
+from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
 DEBUG = "MEMCORE_DEBUG"

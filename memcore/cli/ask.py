@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.common import console, errors, memory_config, quiet_transformers, reading_progress
+from memcore.cli.output import console, errors, memory_config, quiet_transformers, reading_progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from memcore.cli.common import console, errors, memory_config, quiet_transformers, reading_progress
+from memcore.cli.output import console, errors, memory_config, quiet_transformers, reading_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memcore.cli.common import console, print_json
+from memcore.cli.output import console, print_json
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "attrs", "cattrs", "pluggy", "hnswlib", "numpy")
 

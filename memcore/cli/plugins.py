@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from memcore.cli.common import console, print_json
+from memcore.cli.output import console, print_json
 
 
 def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

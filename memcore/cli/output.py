@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Where the commands print: results, progress, errors, JSON."""
 
 from __future__ import annotations
 

@@ -1,0 +1,151 @@
+"""What memory costs while everything fits, and what it saves when it does not.
+
+    python benchmarks/speed.py --tokens 32000
+
+Inside the window the plain and the wrapped model take turns, so that a machine that slows down slows both. Long prompts
+are read by the wrapped model and by full attention: at once, and in pieces of 1,024 tokens, as one does by hand to save
+memory, and which is faster on a CPU. Ratios are of the medians, in brackets the smallest and largest time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from machine import console as machine_console
+from machine import describe, save, spread
+from passkey_task import reference_tokens
+from rich.table import Table
+from torch import Tensor
+from transformers import DynamicCache
+
+import memcore
+from memcore.reader import load_model
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    begun = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def prefill(model: Any, ids: Tensor) -> Any:
+    """Read a prompt in one call and return the cache."""
+    return model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def prefill_in_pieces(model: Any, ids: Tensor, piece: int = 1024) -> Any:
+    """Read a prompt piece by piece and return the cache."""
+    cache = DynamicCache(config=model.config)
+    for part in ids.split(piece, dim=1):
+        model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def decode(model: Any, cache: Any, token: Tensor, steps: int) -> list[float]:
+    """Return the seconds of each of ``steps`` decode steps."""
+    return [timed(lambda: model(token, past_key_values=cache, use_cache=True)) for _ in range(steps)]
+
+
+@torch.no_grad()
+def inside_the_window(model: Any, ids: Tensor, window: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Time forward and decode of plain and wrapped model in turns; everything fits the window."""
+    prompt, token = ids[:, : window - 64], ids[:, :1]
+    seconds: dict[str, dict[str, list[float]]] = {
+        task: {"plain": [], "wrapped": []} for task in (f"forward of {prompt.shape[1]:,}", "decode")
+    }
+    forward = next(iter(seconds))
+    for repeat in range(repeats + 1):
+        for way in ("plain", "wrapped") if repeat % 2 else ("wrapped", "plain"):
+            if way == "wrapped":
+                memcore.wrap(model, window=window)
+            took = timed(lambda: prefill(model, prompt))
+            steps = decode(model, prefill(model, prompt), token, 24)
+            if way == "wrapped":
+                memcore.unwrap(model)
+            if repeat:  # the first round warms up
+                seconds[forward][way].append(took)
+                seconds["decode"][way] += steps[4:]
+    return seconds
+
+
+@torch.no_grad()
+def beyond_the_window(model: Any, ids: Tensor, window: int, repeats: int, backends: list[str]) -> dict[str, Any]:
+    """Time prefill and decode of a long prompt, with memory and with full attention."""
+    token, results = ids[:, :1], {}
+    full: dict[str, Callable[[Any, Tensor], Any]] = {
+        "full attention, at once": prefill,
+        "full attention, pieces of 1,024": prefill_in_pieces,
+    }
+    for way in [f"memory, {name}" for name in backends] + list(full):
+        took, steps = [], []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            if way in full:
+                cache = full[way](model, ids)
+            else:
+                memcore.wrap(model, window=window, backend=way.removeprefix("memory, "))
+                cache = prefill(model, ids)
+            took.append(time.perf_counter() - begun)
+            steps += decode(model, cache, token, 36)[4:]
+            del cache
+            if way not in full:
+                memcore.unwrap(model)
+        results[way] = {"prefill": took, "decode": steps}
+    return results
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Hub id or folder; the demo model if left out.")] = "",
+    tokens: Annotated[list[int], typer.Option(help="Lengths of long prompts.")] = [32_000],  # noqa: B006
+    window: Annotated[int, typer.Option(help="Local window.")] = 1024,
+    backend: Annotated[list[str], typer.Option(help="Backends to try.")] = ["exact"],  # noqa: B006
+    dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
+    repeats: Annotated[int, typer.Option(help="Rounds inside the window.")] = 15,
+    long_repeats: Annotated[int, typer.Option(help="Rounds of each long prompt.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+) -> None:
+    """Time plain and wrapped models."""
+    if not model:
+        from memcore.demo.weights import demo_model_path
+
+        model = str(demo_model_path())
+    plain, tokenizer = load_model(model, dtype=dtype)
+    text = reference_tokens(tokenizer)
+    ids = torch.tensor([(text * (1 + max(tokens) // len(text)))[: max(tokens)]])
+    console = machine_console()
+    name = f"{Path(model).name}, {dtype}, window {window}"
+    inside = inside_the_window(plain, ids, window, repeats)
+    table = Table("inside the window", "plain s", "wrapped s", "wrapped / plain", title=name)
+    for task, ways in inside.items():
+        ratio = statistics.median(ways["wrapped"]) / statistics.median(ways["plain"])
+        table.add_row(task, spread(ways["plain"]), spread(ways["wrapped"]), f"{ratio:.3f}")
+    console.print(table)
+    settings = {"model": Path(model).name, "dtype": dtype, "window": window}
+    results: dict[str, Any] = {"inside": inside}
+    for length in tokens:
+        beyond = results[f"{length}"] = beyond_the_window(plain, ids[:, :length], window, long_repeats, backend)
+        save(json_file, "speed", settings, results)
+        table = Table(f"{length:,} tokens", "prefill s", "tok/s", "× memory", "decode ms/token", title=name)
+        first = statistics.median(next(iter(beyond.values()))["prefill"])
+        for way, seconds in beyond.items():
+            median = statistics.median(seconds["prefill"])
+            milliseconds = [1000 * each for each in seconds["decode"]]
+            table.add_row(
+                way, spread(seconds["prefill"]), f"{length / median:.0f}", f"{median / first:.2f}", spread(milliseconds)
+            )
+        console.print(table)
+    save(json_file, "speed", settings, results)
+    console.print(f"{describe()}", style="dim")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,98 @@
+"""The main job on a real pretrained model and real text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+import memcore
+from memcore import MemoryConfig
+from memcore.demo.text import language_reference
+
+pytestmark = pytest.mark.model
+
+CONFIG = MemoryConfig(window=256, chunk_size=32, top_k=4)
+
+Loaded = tuple[Any, Any]
+
+
+@pytest.fixture
+def loaded(gemma: Loaded) -> Iterator[Loaded]:
+    yield gemma
+    if hasattr(gemma[0], "memory"):
+        memcore.unwrap(gemma[0])
+
+
+def reading(tokenizer: Any, tokens: int) -> Tensor:
+    """Return the beginning of the language reference, ``[1, tokens]``."""
+    ids: Tensor = tokenizer(language_reference()[: 8 * tokens], return_tensors="pt")["input_ids"]
+    return ids[:, :tokens]
+
+
+@torch.no_grad()
+def test_inside_the_window_logits_are_bit_identical(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    ids = reading(tokenizer, 260)
+    expected = model(ids).logits
+    memcore.wrap(model, CONFIG)
+    assert torch.equal(model(ids).logits, expected)
+
+
+@torch.no_grad()
+def test_full_recall_equals_full_attention(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    ids = reading(tokenizer, 1200)
+    expected = model(ids).logits
+    memcore.wrap(model, attrs.evolve(CONFIG, top_k=10_000, positions="original"))
+    logits = model(ids).logits
+    # Logits reach 20 to 40 here and pass 18 layers: float32 leaves a few times 1e-5 of that.
+    assert float((logits - expected).abs().max()) < 1e-5 * 40 * 18
+    assert torch.equal(logits.argmax(dim=-1), expected.argmax(dim=-1))
+
+
+@torch.no_grad()
+def test_changing_later_tokens_changes_no_earlier_logit(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    memcore.wrap(model, CONFIG)
+    ids = reading(tokenizer, 1000)
+    logits = model(ids).logits
+    for t in (255, 600, 985):
+        changed = ids.clone()
+        changed[:, t + 1 :] = changed[:, t + 1 :].flip(dims=(1,))
+        assert torch.equal(model(changed).logits[:, : t + 1], logits[:, : t + 1])
+
+
+@pytest.mark.parametrize("backend", ["exact", "hnswlib"])
+@pytest.mark.parametrize("depth", [0.2, 0.6])
+def test_a_pass_key_far_outside_the_window_is_found(loaded: Loaded, backend: str, depth: float) -> None:
+    if backend == "hnswlib":
+        pytest.importorskip("hnswlib", reason="hnswlib is not installed")
+    model, tokenizer = loaded
+    key = str(random.Random(depth).randrange(10_000, 100_000))
+    body = reading(tokenizer, 2500)[0].tolist()
+    fact = f"\n\nThe access code of the green vault is {key}. Remember it: the green vault opens with {key}.\n\n"
+    question = (
+        "\n\nQuestion: What is the access code of the green vault?\nAnswer: The access code of the green vault is"
+    )
+    hidden, asked = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (fact, question))
+    cut = int(depth * len(body))
+    ids = torch.tensor([body[:cut] + hidden + body[cut:] + asked])
+
+    def answer() -> str:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False)
+        return str(tokenizer.decode(out[0, ids.shape[1] :]))
+
+    options = {"exact_below": 0} if backend == "hnswlib" else {}
+    memcore.wrap(model, window=512, backend=backend, backend_options=options)
+    assert key in answer()
+    assert any(key in tokenizer.decode(passage.token_ids) for passage in model.memory.passages())
+    memcore.unwrap(model)
+    # Control: without the chunks that were retrieved, window and sinks alone do not know it.
+    ids = torch.cat((ids[:, :4], ids[:, -512:]), dim=1)
+    assert key not in answer()
