@@ -79,7 +79,7 @@ class DecoderAdapter(ModelAdapter):
         decoder.forward = types.MethodType(make_forward(type(decoder)), decoder)
         model.memory = memory  # type: ignore[assignment]
         model._memcore_adapter = self  # type: ignore[assignment]
-        self._implementation = implementation
+        decoder._memcore_implementation = implementation
         return model
 
     def unwrap(self, model: M) -> M:
@@ -92,7 +92,7 @@ class DecoderAdapter(ModelAdapter):
         else:
             decoder.forward = decoder._memcore_inner
         decoder._memcore_memory.close()
-        del decoder._memcore_memory, decoder._memcore_inner
+        model.set_attn_implementation(decoder._memcore_implementation)
+        del decoder._memcore_memory, decoder._memcore_inner, decoder._memcore_implementation
         del model.memory, model._memcore_adapter
-        model.set_attn_implementation(self._implementation)
         return model

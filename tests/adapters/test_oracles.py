@@ -159,3 +159,13 @@ def test_unwrap_gives_back_the_exact_model(family: str, attention: str) -> None:
     assert not hasattr(model, "memory")
     assert "forward" not in vars(model.get_decoder())
     assert list(before) == list(model.state_dict())
+
+
+def test_one_adapter_can_wrap_several_models() -> None:
+    adapter = memcore.AutoAdapter(SMALL)
+    models = [tiny_model("llama", attention=attention) for attention in ("sdpa", "eager")]
+    for model in models:
+        adapter.wrap(model)
+    for model in models:
+        adapter.unwrap(model)
+    assert [model.config._attn_implementation for model in models] == ["sdpa", "eager"]
