@@ -88,11 +88,12 @@ class MemoryCache(DynamicCache):
         """The layers with global attention, in order."""
         return [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
 
-    def begin(self, new: Columns) -> None:
+    def begin(self, new: Columns, *, decode: bool) -> None:
         """Make room for a piece before it passes through the model: chunks that no longer fit go to the bank.
 
         Args:
             new: what the piece's columns are, ``[B, T]`` each.
+            decode: whether it is one generated token, for which not every time chunks are chosen anew.
         """
         batch = int(new.live.shape[0])
         if self.window is None:
@@ -108,7 +109,7 @@ class MemoryCache(DynamicCache):
             for layer in self.memory_layers:
                 layer.spill(departure, self.row_names)
             self.window.take(departure)
-        self.window.append(new, spilled=departure is not None and departure.spills)
+        self.window.append(new, decode=decode, spilled=departure is not None and departure.spills)
 
     def finish(self) -> None:
         """Close the piece after every layer has seen it."""

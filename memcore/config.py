@@ -113,6 +113,8 @@ class MemoryConfig:
         top_k: chunks brought back per retrieval.
         segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
         query_tokens: most recent tokens whose queries choose the chunks.
+        question_tokens: tokens at the end of a long input that pass one at a time, each with a retrieval of its own: a
+            question that stands there can only be understood with the chunks that it asks for itself.
         query_distance: distance, in tokens, at which those queries see every chunk while chunks are chosen; None for
             half the window, the middle of where retrieved keys end up.
         retrieve_every: generated tokens between two retrievals.
@@ -138,7 +140,8 @@ class MemoryConfig:
     chunk_size: int = attrs.field(default=64, validator=_integer(1))
     top_k: int = attrs.field(default=8, validator=_integer(1))
     segment: int | None = attrs.field(default=None, validator=_optional_integer(1, "half the window"))
-    query_tokens: int = attrs.field(default=32, validator=_integer(1))
+    query_tokens: int = attrs.field(default=8, validator=_integer(1))
+    question_tokens: int = attrs.field(default=32, validator=_integer(0))
     query_distance: int | None = attrs.field(default=None, validator=_optional_integer(0, "half the window"))
     retrieve_every: int = attrs.field(default=8, validator=_integer(1))
     positions: Literal["window", "original"] = attrs.field(default="window", validator=_one_of("window", "original"))

@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-def pieces(tokens: int, seen: int, *, room: int, segment: int, query_tokens: int) -> Iterator[tuple[int, int]]:
+def pieces(tokens: int, seen: int, *, room: int, segment: int, question_tokens: int) -> Iterator[tuple[int, int]]:
     """Yield ``(begin, end)`` of each piece of an input of ``tokens`` tokens.
 
     What fits beside the ``seen`` tokens passes whole. Else the first piece fills the room, segments follow, and the
-    last ``query_tokens`` go in halves down to a single token: the tokens of a piece are served by queries from before
-    it (only a single token also asks for itself), so the end of a prompt, where the question stands, is cut finest.
+    last ``question_tokens`` go one at a time. A piece is served by queries from before it, and only a single token
+    also asks for itself: where the question stands, every token must find its own chunks.
 
     Args:
-        tokens: length of the input, at least 1.
+        tokens: length of the input; an empty one is one empty piece.
         seen: tokens (columns) already in the cache.
         room: columns that fit before anything must leave the window.
         segment: longest piece after that.
-        query_tokens: tokens at the end that are cut into halves.
+        question_tokens: tokens at the end that go one at a time.
     """
-    if seen + tokens <= room:
-        yield 0, tokens
-        return
-    begin = 0
-    if seen < room:
-        begin = room - seen
+    begin = max(0, min(tokens, room - seen))
+    if begin or not tokens:
         yield 0, begin
-    while tokens - begin > 1:
-        left = tokens - begin
-        step = min(segment, left - query_tokens if left > query_tokens else left // 2)
-        yield begin, begin + step
-        begin += step
-    if begin < tokens:
-        yield begin, tokens
+    question = max(begin, tokens - question_tokens)
+    for end in (*range(begin + segment, question, segment), question, *range(question + 1, tokens + 1)):
+        if begin < end:
+            yield begin, end
+        begin = end

@@ -214,8 +214,14 @@ class LocalWindow:
         self.columns = self.columns.span(width - departure.keep, width)
         self._raw = min(self._raw, departure.keep)
 
-    def append(self, new: Columns, *, spilled: bool) -> None:
-        """Take in the tokens of a piece, and note whether it calls for a retrieval."""
+    def append(self, new: Columns, *, decode: bool, spilled: bool) -> None:
+        """Take in the tokens of a piece, and note whether it calls for a retrieval.
+
+        Args:
+            new: the tokens.
+            decode: whether it is one generated token.
+            spilled: whether tokens left the window to make room for it.
+        """
         tokens = self.new = len(new)
         self.masks = {}
         self.columns = self.columns.join(new)
@@ -224,7 +230,7 @@ class LocalWindow:
         self.recent_order, self.recent_after = last_live(self.recent.join(new), self.config.query_tokens)
         self._since_retrieval += tokens
         self.retrieve_now = self.active and (
-            tokens > 1 or spilled or self._since_retrieval >= self.config.retrieve_every
+            not decode or spilled or self._since_retrieval >= self.config.retrieve_every
         )
         if self.retrieve_now:
             self._since_retrieval = 0

@@ -60,11 +60,12 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
     seen = cache.seen
     new = _columns(source, kwargs.get("attention_mask"), kwargs.get("position_ids"), seen)
     config = memory.config
-    spans = list(pieces(tokens, seen, room=room, segment=config.segment_length, query_tokens=config.query_tokens))
+    cut = pieces(tokens, seen, room=room, segment=config.segment_length, question_tokens=config.question_tokens)
+    spans = list(cut)
     if seen + tokens > room:
         _check(kwargs, decoder)
     if len(spans) == 1:
-        output = _run(inner, cache, kwargs, new)
+        output = _run(inner, cache, kwargs, new, decode=tokens == 1)
     else:
         output = _run_pieces(inner, cache, memory, kwargs, new, spans)
     if not keep_cache and hasattr(output, "past_key_values"):
@@ -72,8 +73,8 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
     return output
 
 
-def _run(inner: Callable[..., Any], cache: MemoryCache, kwargs: dict[str, Any], new: Columns) -> Any:
-    cache.begin(new)
+def _run(inner: Callable[..., Any], cache: MemoryCache, kwargs: dict[str, Any], new: Columns, *, decode: bool) -> Any:
+    cache.begin(new, decode=decode)
     output = inner(**{**kwargs, "past_key_values": cache, "use_cache": True, CACHE_ARGUMENT: cache})
     cache.finish()
     return output
@@ -101,7 +102,7 @@ def _run_pieces(
             piece["attention_mask"] = mask[:, : seen + end]
         if positions is not None:
             piece["position_ids"] = positions[..., begin:end]
-        outputs.append(_run(inner, cache, piece, new.span(begin, end)))
+        outputs.append(_run(inner, cache, piece, new.span(begin, end), decode=False))
         if memory.progress is not None:
             memory.progress(end, tokens)
     joined = _join(outputs)

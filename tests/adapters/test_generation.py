@@ -16,7 +16,7 @@ from transformers import AutoModel, DynamicCache, LlamaConfig
 import memcore
 from memcore import MemoryCache, MemoryConfig
 
-SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, retrieve_every=3)
+SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, question_tokens=5, retrieve_every=3)
 EVERYTHING = attrs.evolve(SMALL, top_k=10_000, positions="original", retrieve_every=1)
 
 families = pytest.mark.parametrize("family", list(FAMILIES))

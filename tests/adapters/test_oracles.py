@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, padded_batch, random_tokens, tiny_model
 import memcore
 from memcore import MemoryConfig
 
-SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, retrieve_every=3)
+SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, question_tokens=5, retrieve_every=3)
 EVERYTHING = attrs.evolve(SMALL, top_k=10_000, positions="original")
 
 families = pytest.mark.parametrize("family", list(FAMILIES))

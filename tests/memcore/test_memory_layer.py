@@ -41,7 +41,7 @@ def run(config: MemoryConfig, *, remembers: bool = True) -> list[tuple[int, Tens
     setup = LayerSetup(index=0, remembers=remembers, geometry=GEOMETRY, config=config, embedder=embedder, bank=bank)
     layer, window, out = MemoryLayer(setup, recalled), LocalWindow(config, 1), []
     layer.window = window
-    cut = pieces(110, 0, room=window.room, segment=config.segment_length, query_tokens=config.query_tokens)
+    cut = pieces(110, 0, room=window.room, segment=config.segment_length, question_tokens=config.question_tokens)
     for begin, end in [*cut, *((i, i + 1) for i in range(110, TOKENS))]:
         live = torch.ones(1, end - begin, dtype=torch.bool)
         window.under_way = True
@@ -50,7 +50,8 @@ def run(config: MemoryConfig, *, remembers: bool = True) -> list[tuple[int, Tens
             layer.spill(departure, ["row"])
             window.take(departure)
         here = positions[None, begin:end]
-        window.append(Columns(live=live, positions=here, token_ids=here), spilled=bool(departure and departure.spills))
+        new = Columns(live=live, positions=here, token_ids=here)
+        window.append(new, decode=begin >= 110, spilled=bool(departure and departure.spills))
         q = turned_q[:, :, begin:end]
         k, v = layer.update(turned_k[:, :, begin:end], value[:, :, begin:end])
         if window.active:
@@ -86,7 +87,7 @@ def _expected(
     return reference_attention(queries, keys, value[:, :, order], visible, 0.25)
 
 
-CONFIG = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, retrieve_every=3)
+CONFIG = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, question_tokens=5, retrieve_every=3)
 PLACES: tuple[Literal["window", "original"], ...] = ("window", "original")
 
 

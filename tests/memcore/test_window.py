@@ -13,7 +13,7 @@ from memcore.window import Columns, LocalWindow
 CONFIG = MemoryConfig(window=16, chunk_size=4, sinks=3, segment=8, query_tokens=5, retrieve_every=4)
 
 
-def feed(window: LocalWindow, live: torch.Tensor, first: int) -> list[list[int]]:
+def feed(window: LocalWindow, live: torch.Tensor, first: int, *, decode: bool = False) -> list[list[int]]:
     """Feed columns whose token ids count up from ``first`` in each row; return the ids that left as chunks, by row."""
     batch, tokens = live.shape
     ids = torch.arange(first, first + tokens).expand(batch, tokens)
@@ -24,7 +24,7 @@ def feed(window: LocalWindow, live: torch.Tensor, first: int) -> list[list[int]]
             begin = leaving.start + leaving.sinks
             left[row] = window.columns.token_ids[row, begin : begin + leaving.chunks * CONFIG.chunk_size].tolist()
         window.take(departure)
-    window.append(Columns(live=live, positions=ids, token_ids=ids), spilled=False)
+    window.append(Columns(live=live, positions=ids, token_ids=ids), decode=decode, spilled=False)
     window.finish()
     return left
 
@@ -77,14 +77,14 @@ def test_rows_alone_and_in_a_padded_batch_give_up_the_same_chunks() -> None:
     assert [each - 14 for each in together[1]] == alone[1]
 
 
-def test_retrieval_is_due_every_few_tokens_and_for_every_longer_piece() -> None:
+def test_retrieval_is_due_for_every_piece_of_an_input_and_every_few_generated_tokens() -> None:
     window = LocalWindow(CONFIG, 1)
     due = []
-    for length in [19, 8, *[1] * 9]:
-        feed(window, torch.ones(1, length, dtype=torch.bool), window.seen)
+    for length, decode in [(19, False), (8, False), (1, False), *[(1, True)] * 9]:
+        feed(window, torch.ones(1, length, dtype=torch.bool), window.seen, decode=decode)
         due.append(window.retrieve_now)
-    assert due[:2] == [False, True]
-    assert due[2:] == [False, False, False, True, False, False, False, True, False]
+    assert due[:3] == [False, True, True]
+    assert due[3:] == [False, False, False, True, False, False, False, True, False]
 
 
 def test_taking_back_what_left_is_refused() -> None:
