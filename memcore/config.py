@@ -143,7 +143,7 @@ class MemoryConfig:
     query_tokens: int = attrs.field(default=8, validator=_integer(1))
     question_tokens: int = attrs.field(default=32, validator=_integer(0))
     query_distance: int | None = attrs.field(default=None, validator=_optional_integer(0, "half the window"))
-    retrieve_every: int = attrs.field(default=8, validator=_integer(1))
+    retrieve_every: int = attrs.field(default=2, validator=_integer(1))
     positions: Literal["window", "original"] = attrs.field(default="window", validator=_one_of("window", "original"))
     layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers, validator=_layer_indices)
     rerank: int = attrs.field(default=8, validator=_integer(0))
