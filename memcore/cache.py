@@ -197,18 +197,18 @@ class MemoryCache(DynamicCache):
 
     def _new_row(self) -> str:
         name = f"row{next(_numbers)}"
-        self._owned.update(layer.namespace(name) for layer in self.memory_layers if layer.remembers)
+        self._owned.update(layer.setup.namespace(name) for layer in self.memory_layers if layer.remembers)
         return name
 
     def _fork(self, source: str, target: str) -> None:
         for layer in self.memory_layers:
             if layer.remembers:
-                self.memory.bank.fork(layer.namespace(source), layer.namespace(target))
+                self.memory.bank.fork(layer.setup.namespace(source), layer.setup.namespace(target))
 
     def _forget(self, name: str) -> None:
         for layer in self.memory_layers:
-            self.memory.bank.drop(layer.namespace(name))
-            self._owned.discard(layer.namespace(name))
+            self.memory.bank.drop(layer.setup.namespace(name))
+            self._owned.discard(layer.setup.namespace(name))
 
 
 def _drop(bank: MemoryBank, namespaces: set[str]) -> None:

@@ -12,9 +12,10 @@ from memcore.bank import MemoryBank
 from memcore.cache import MemoryCache
 from memcore.config import MemoryConfig
 from memcore.errors import ConfigError
-from memcore.memory_layer import LayerSetup, Recalled
+from memcore.memory_layer import Recalled
 from memcore.options import structure_options
 from memcore.plugins import PluginHooks, registry
+from memcore.retriever import LayerSetup
 from memcore.rotary import RotaryGeometry
 
 if TYPE_CHECKING:

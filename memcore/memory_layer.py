@@ -10,35 +10,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from memcore.attention import place_before, side_by_side, visibility
-from memcore.bank import MemoryBank, Retrieved
 from memcore.chunk import ChunkBatch
-from memcore.config import MemoryConfig
-from memcore.embedder import ChunkEmbedder, ChunkKeys, RecentQueries
-from memcore.embedders import exact_votes
+from memcore.embedder import ChunkKeys
 from memcore.errors import UnsupportedCacheError
-from memcore.rotary import RotaryGeometry, unrotate
+from memcore.retriever import LayerSetup, Retriever, take_columns
+from memcore.rotary import unrotate
 from memcore.window import Departure, LocalWindow
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class LayerSetup:
-    """What a layer's memory is made of.
-
-    Attributes:
-        index: the layer's index in the decoder.
-        remembers: whether it stores and retrieves; else it keeps sinks and window only.
-        geometry: how it rotates keys and queries; None if positions do not enter its attention.
-        config: the model's memory configuration.
-        embedder: turns its keys and queries into search vectors.
-        bank: where its chunks go.
-    """
-
-    index: int
-    remembers: bool
-    geometry: RotaryGeometry | None
-    config: MemoryConfig
-    embedder: ChunkEmbedder
-    bank: MemoryBank
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -54,12 +31,6 @@ class Recalled:
     ids: Tensor
     starts: Tensor
     token_ids: Tensor
-
-
-def take_columns(x: Tensor, order: Tensor) -> Tensor:
-    """Gather columns per row: ``[B, H, W, D]`` by ``[B, n]`` to ``[B, H, n, D]``."""
-    index = order.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-    return x.gather(2, index)
 
 
 class MemoryLayer(DynamicLayer):
@@ -89,16 +60,12 @@ class MemoryLayer(DynamicLayer):
         self._sinks: tuple[Tensor, Tensor] | None = None  # [B, H, S, D] each
         self._prefix: tuple[Tensor, Tensor] | None = None  # sinks and retrieved, [B, H, P, D] each
         self._prefix_live: Tensor | None = None  # [B, P] bool; None if all are
-        self._recent: Tensor | None = None  # [B, Hq, R, D], as the model rotated them
+        self._retriever = Retriever(self.setup)
 
     @property
     def remembers(self) -> bool:
         """Whether the layer stores and retrieves."""
         return self.setup.remembers
-
-    def namespace(self, row_name: str) -> str:
-        """Return the bank's namespace for one row of this layer."""
-        return f"{row_name}/layer{self.setup.index}"
 
     def _running(self) -> LocalWindow:
         if self.window is None or not self.window.under_way:
@@ -159,7 +126,9 @@ class MemoryLayer(DynamicLayer):
                 self._sinks[1][row] = self.values[row, :, begin:end].detach()
                 begin = end
             if leaving.chunks and self.remembers:
-                self._store(self.namespace(row_names[row]), row, begin, begin + leaving.chunks * config.chunk_size)
+                self._store(
+                    self.setup.namespace(row_names[row]), row, begin, begin + leaving.chunks * config.chunk_size
+                )
         width = self.keys.shape[2]
         self.keys = self.keys[:, :, width - departure.keep :]
         self.values = self.values[:, :, width - departure.keep :]
@@ -238,18 +207,8 @@ class MemoryLayer(DynamicLayer):
 
     def note(self, query: Tensor) -> None:
         """Remember the latest queries (``[B, Hq, T, D]`` rotated), by which chunks will be chosen."""
-        window = self._running()
-        if not self.remembers:
-            return
-        query, count = query.detach(), len(window.recent_after)
-        if window.recent_order is None:
-            if query.shape[2] < count:
-                assert self._recent is not None
-                query = torch.cat((self._recent, query), dim=2)
-            self._recent = query[:, :, query.shape[2] - count :].clone()
-        else:
-            both = query if self._recent is None else torch.cat((self._recent, query), dim=2)
-            self._recent = take_columns(both, window.recent_order)
+        if self.remembers:
+            self._retriever.note(query, self._running())
 
     def _build_prefix(self, window: LocalWindow, scaling: float, row_names: list[str]) -> None:
         """Retrieve for every row, and lay sinks and chunks out before the window."""
@@ -257,7 +216,10 @@ class MemoryLayer(DynamicLayer):
         rows_k, rows_v = [], []
         recalled = self.recalled.setdefault(self.setup.index, [None] * window.batch)
         for row, name in enumerate(row_names):
-            found = self._retrieve(window, row, name, scaling)
+            found = None
+            if self.remembers:
+                heads = self.keys.shape[1]
+                found = self._retriever.retrieve(window, row, name, kv_heads=heads, scaling=scaling)
             keys, values = [], []
             if found is not None:
                 recalled[row] = Recalled(ids=found.ids, starts=found.chunks.starts, token_ids=found.chunks.token_ids)
@@ -287,36 +249,6 @@ class MemoryLayer(DynamicLayer):
             return keys
         return place_before(keys, starts, end, self.setup.geometry)
 
-    def _retrieve(self, window: LocalWindow, row: int, name: str, scaling: float) -> Retrieved | None:
-        config, bank = self.setup.config, self.setup.bank
-        namespace = self.namespace(name)
-        if not self.remembers or self._recent is None or bank.count(namespace) == 0:
-            return None
-        # A single token has been noted already and asks for itself too; a longer piece is served by what came before.
-        recent = window.recent_after if window.new == 1 else window.recent
-        live = recent.live[row]
-        queries = self._recent[row][:, live.to(self._recent.device)].float() * scaling  # [Hq, T, D]
-        geometry = self.setup.geometry
-        if geometry is not None:
-            queries = unrotate(queries, recent.positions[row, live] - config.distance, geometry)
-            queries = queries * geometry.attention_scaling**2  # the logits the model would see, of unscaled keys
-        asked = RecentQueries(queries=queries, kv_heads=self.keys.shape[1], token_ids=recent.token_ids[row, live])
-
-        def rescore(chunks: ChunkBatch) -> Tensor:
-            keys = chunks.keys.to(queries.device, torch.float32)
-            if geometry is not None:
-                # As if every chunk began at position 0: one turn a chunk, and its tokens keep their true spacing.
-                keys = unrotate(keys, chunks.starts[:, None, None], geometry)
-            return exact_votes(asked, keys)
-
-        return bank.retrieve(
-            namespace,
-            self.setup.embedder.embed_queries(asked),
-            config.top_k,
-            candidates=config.top_k * config.rerank if config.rerank else None,
-            rescore=rescore if config.rerank else None,
-        )
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows ``indices``, in that order, repeats allowed."""
         super().batch_select_indices(indices.to(self.keys.device))
@@ -327,16 +259,15 @@ class MemoryLayer(DynamicLayer):
             self._prefix = (self._prefix[0][index], self._prefix[1][index])
         if self._prefix_live is not None:
             self._prefix_live = self._prefix_live[indices.cpu()]
-        if self._recent is not None:
-            self._recent = self._recent[index]
+        self._retriever.select_rows(indices)
         if (recalled := self.recalled.get(self.setup.index)) is not None:
             self.recalled[self.setup.index] = [recalled[int(i)] for i in indices]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` columns; the cache has checked that they are in the window."""
         super().crop(tokens_to_remove)
-        if self._recent is not None and self.window is not None:
-            self._recent = self._recent[:, :, : len(self.window.recent)]
+        if self.window is not None:
+            self._retriever.crop(self.window)
 
     def reset(self) -> None:
         """Empty the layer."""
@@ -347,7 +278,7 @@ class MemoryLayer(DynamicLayer):
     def copy_for(self, window: LocalWindow | None, recalled: dict[int, list[Recalled | None]]) -> MemoryLayer:
         """Return a copy for another cache; the two share no tensor that either changes in place."""
         twin = copy.copy(self)
-        twin.window, twin.recalled = window, recalled
+        twin.window, twin.recalled, twin._retriever = window, recalled, copy.copy(self._retriever)
         if self._sinks is not None:
             twin._sinks = (self._sinks[0].clone(), self._sinks[1].clone())
         return twin

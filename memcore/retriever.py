@@ -1,0 +1,117 @@
+"""What one layer asks of the bank: its latest queries, and the chunks that they choose."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+from memcore.bank import MemoryBank, Retrieved
+from memcore.chunk import ChunkBatch
+from memcore.config import MemoryConfig
+from memcore.embedder import ChunkEmbedder, RecentQueries
+from memcore.embedders import exact_votes
+from memcore.rotary import RotaryGeometry, unrotate
+from memcore.window import LocalWindow
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class LayerSetup:
+    """What a layer's memory is made of.
+
+    Attributes:
+        index: the layer's index in the decoder.
+        remembers: whether it stores and retrieves; else it keeps sinks and window only.
+        geometry: how it rotates keys and queries; None if positions do not enter its attention.
+        config: the model's memory configuration.
+        embedder: turns its keys and queries into search vectors.
+        bank: where its chunks go.
+    """
+
+    index: int
+    remembers: bool
+    geometry: RotaryGeometry | None
+    config: MemoryConfig
+    embedder: ChunkEmbedder
+    bank: MemoryBank
+
+    def namespace(self, row_name: str) -> str:
+        """Return the bank's namespace for one row of this layer."""
+        return f"{row_name}/layer{self.index}"
+
+
+def take_columns(x: Tensor, order: Tensor) -> Tensor:
+    """Gather columns per row: ``[B, H, W, D]`` by ``[B, n]`` to ``[B, H, n, D]``."""
+    index = order.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    return x.gather(2, index)
+
+
+class Retriever:
+    """Keeps the latest queries of a layer and finds chunks by them. Tensors are replaced, never written to."""
+
+    def __init__(self, setup: LayerSetup) -> None:
+        """Start without queries."""
+        self.setup = setup
+        self._recent: Tensor | None = None  # [B, Hq, R, D], as the model rotated them
+
+    def note(self, query: Tensor, window: LocalWindow) -> None:
+        """Remember the latest of these queries, ``[B, Hq, T, D]`` rotated."""
+        query, count = query.detach(), len(window.recent_after)
+        if window.recent_order is None:
+            if query.shape[2] < count:
+                assert self._recent is not None
+                query = torch.cat((self._recent, query), dim=2)
+            self._recent = query[:, :, query.shape[2] - count :].clone()
+        else:
+            both = query if self._recent is None else torch.cat((self._recent, query), dim=2)
+            self._recent = take_columns(both, window.recent_order)
+
+    def retrieve(
+        self, window: LocalWindow, row: int, row_name: str, *, kv_heads: int, scaling: float
+    ) -> Retrieved | None:
+        """Choose chunks for one row by what it is looking for now, or return None if it has none.
+
+        Args:
+            window: the piece under way. A single token has been noted already and asks for itself too; a longer piece
+                is served by what came before it.
+            row: the row.
+            row_name: name of its memory.
+            kv_heads: key/value heads of the layer.
+            scaling: what the model multiplies logits with.
+        """
+        config, bank, geometry = self.setup.config, self.setup.bank, self.setup.geometry
+        namespace = self.setup.namespace(row_name)
+        if self._recent is None or bank.count(namespace) == 0:
+            return None
+        recent = window.recent_after if window.new == 1 else window.recent
+        live = recent.live[row]
+        queries = self._recent[row][:, live.to(self._recent.device)].float() * scaling  # [Hq, R, D]
+        if geometry is not None:
+            queries = unrotate(queries, recent.positions[row, live] - config.distance, geometry)
+            queries = queries * geometry.attention_scaling**2  # the logits the model would see, of unscaled keys
+        asked = RecentQueries(queries=queries, kv_heads=kv_heads, token_ids=recent.token_ids[row, live])
+
+        def rescore(chunks: ChunkBatch) -> Tensor:
+            keys = chunks.keys.to(queries.device, torch.float32)
+            if geometry is not None:
+                # As if every chunk began at position 0: one turn a chunk, and its tokens keep their true spacing.
+                keys = unrotate(keys, chunks.starts[:, None, None], geometry)
+            return exact_votes(asked, keys)
+
+        return bank.retrieve(
+            namespace,
+            self.setup.embedder.embed_queries(asked),
+            config.top_k,
+            candidates=config.top_k * config.rerank if config.rerank else None,
+            rescore=rescore if config.rerank else None,
+        )
+
+    def select_rows(self, index: Tensor) -> None:
+        """Keep the rows ``index``, in that order, repeats allowed."""
+        if self._recent is not None:
+            self._recent = self._recent[index.to(self._recent.device)]
+
+    def crop(self, window: LocalWindow) -> None:
+        """Forget the queries of tokens that the window has taken back."""
+        if self._recent is not None:
+            self._recent = self._recent[:, :, : len(window.recent)]
