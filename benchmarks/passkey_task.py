@@ -69,13 +69,14 @@ def reference_tokens(tokenizer: Any) -> list[int]:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, trial: Trial) -> str:
-    """Return what the model writes after the question."""
+def answer(model: Any, tokenizer: Any, trial: Trial, *, prefill_chunk_size: int | None = None) -> str:
+    """Return what the model writes after the question. A plain model can read the prompt in pieces."""
     out = model.generate(
         trial.ids,
         attention_mask=torch.ones_like(trial.ids),
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
+        prefill_chunk_size=prefill_chunk_size,
         pad_token_id=tokenizer.pad_token_id or 0,
     )
     return str(tokenizer.decode(out[0, trial.ids.shape[1] :], skip_special_tokens=True))
