@@ -6,14 +6,19 @@ A plugin is a module named by an entry point of the group ``memcore``, with func
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import attrs
 import pluggy
-from torch import Tensor
 
-from memcore.chunk import ChunkBatch, SearchResult
-from memcore.eviction import ChunkUsage
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from memcore.chunk import ChunkBatch, SearchResult
+    from memcore.eviction import ChunkUsage
 
 PROJECT = "memcore"
 hookspec = pluggy.HookspecMarker(PROJECT)
