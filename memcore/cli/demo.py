@@ -76,7 +76,7 @@ def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int
             if answer.passages:
                 _show_passages(answer, fact, tokenizer)
         console.print()
-    table = Table("", "right", "tokens read", "seconds", "tok/s", "s/answer", "peak MiB*", caption_justify="left")
+    table = Table("", "right", "tokens", "read s", "tok/s", "answer s", "peak MiB*", caption_justify="left")
     table.caption = "* above the loaded model"
     for method in result.methods:
         seconds = sum(answer.seconds for answer in method.answers) / len(method.answers)
@@ -94,6 +94,8 @@ def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int
 
 def _show_passages(answer: Answer, fact: Fact, tokenizer: PreTrainedTokenizerBase) -> None:
     """Show where the retrieved passages stand, and the one that says the fact."""
+    from rich.padding import Padding
+
     starts = []
     telling = ""
     for passage in sorted(answer.passages, key=lambda passage: passage.start):
@@ -103,12 +105,13 @@ def _show_passages(answer: Answer, fact: Fact, tokenizer: PreTrainedTokenizerBas
         if tells:
             telling = _around(text, fact.answer)
         starts.append(Text(f"{passage.start:,}", style="green" if tells else "dim"))
-    console.print(Text("    passages retrieved, by position: ", style="dim"), Text(", ").join(starts), sep="")
+    positions = Text.assemble(("passages retrieved, by position: ", "dim"), Text(", ").join(starts))
+    console.print(Padding(positions, (0, 0, 0, 4)))
     if telling:
-        console.print(f"    among them: … {telling} …", style="dim")
+        console.print(Padding(f"among them: … {telling} …", (0, 0, 0, 4)), style="dim")
 
 
-def _around(text: str, answer: str, width: int = 80) -> str:
+def _around(text: str, answer: str, width: int = 48) -> str:
     at = text.index(answer) + len(answer)
     return _one_line(text[max(0, at - width) : at + 10], width + 10)
 
