@@ -93,7 +93,7 @@ class MemoryCache(DynamicCache):
 
         Args:
             new: what the piece's columns are, ``[B, T]`` each.
-            decode: whether it is one generated token, for which not every time chunks are chosen anew.
+            decode: whether it is a generated token: only every ``retrieve_every`` of these chooses chunks anew.
         """
         batch = int(new.live.shape[0])
         if self.window is None:
