@@ -23,13 +23,18 @@ from memcore.errors import (
     ChunkShapeError,
     ClosedError,
     ConfigError,
+    CorruptedError,
     MemcoreError,
     MissingDependencyError,
     NotWrappedError,
     PluginError,
+    ReadOnlyError,
+    SessionError,
+    SessionMismatchError,
     UnknownChunkError,
     UnknownNameError,
     UnknownNamespaceError,
+    UnknownSessionError,
     UnsupportedCacheError,
     UnsupportedInputError,
     UnsupportedModelError,
@@ -37,7 +42,7 @@ from memcore.errors import (
 
 if TYPE_CHECKING:
     from memcore.adapter import AutoAdapter, ModelAdapter, unwrap, wrap
-    from memcore.backend import MemoryBackend
+    from memcore.backend import Damage, MemoryBackend, PersistentBackend
     from memcore.bank import MemoryBank
     from memcore.cache import MemoryCache
     from memcore.chunk import ChunkBatch, SearchResult
@@ -50,7 +55,7 @@ __version__ = "0.1.0"
 
 _HOMES = {  # where the names that cost an import of torch or of the configuration machinery live
     "memcore.adapter": ("AutoAdapter", "ModelAdapter", "unwrap", "wrap"),
-    "memcore.backend": ("MemoryBackend",),
+    "memcore.backend": ("Damage", "MemoryBackend", "PersistentBackend"),
     "memcore.bank": ("MemoryBank",),
     "memcore.cache": ("MemoryCache",),
     "memcore.chunk": ("ChunkBatch", "SearchResult"),
@@ -72,6 +77,8 @@ __all__ = [
     "ClosedError",
     "Component",
     "ConfigError",
+    "CorruptedError",
+    "Damage",
     "EvictionPolicy",
     "MemcoreError",
     "MemoryBackend",
@@ -81,11 +88,16 @@ __all__ = [
     "MissingDependencyError",
     "ModelAdapter",
     "NotWrappedError",
+    "PersistentBackend",
     "PluginError",
+    "ReadOnlyError",
     "SearchResult",
+    "SessionError",
+    "SessionMismatchError",
     "UnknownChunkError",
     "UnknownNameError",
     "UnknownNamespaceError",
+    "UnknownSessionError",
     "UnsupportedCacheError",
     "UnsupportedInputError",
     "UnsupportedModelError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -30,12 +31,10 @@ class MemoryBackend(ABC):
 
     Attributes:
         Options: frozen attrs class that the user's ``backend_options`` are structured into, strictly.
-        persistent: whether chunks outlive the process.
         thread_safe: whether one instance may be used from several threads at once.
     """
 
     Options: ClassVar[type] = NoOptions
-    persistent: ClassVar[bool] = False
     thread_safe: ClassVar[bool] = False
 
     @abstractmethod
@@ -120,12 +119,9 @@ class MemoryBackend(ABC):
         if ids.numel():
             self.store(target, self.fetch(source, ids))
 
-    def flush(self) -> None:  # noqa: B027
-        """Make everything stored so far durable. Nothing to do for a backend that is not persistent."""
-
     @abstractmethod
     def close(self) -> None:
-        """Flush and release what the backend holds. Calling it again does nothing; other calls raise ClosedError."""
+        """Release what the backend holds. Calling it again does nothing; other calls raise ClosedError."""
 
     def __enter__(self) -> Self:
         return self
@@ -134,3 +130,83 @@ class MemoryBackend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@attrs.frozen(kw_only=True)
+class Damage:
+    """Something stored that cannot be read back as it was written.
+
+    Attributes:
+        namespace: where it lies; None if it belongs to none.
+        id: the chunk's id; None if it is no chunk.
+        problem: what is wrong, in words.
+    """
+
+    namespace: str | None = None
+    id: int | None = None
+    problem: str
+
+    def __str__(self) -> str:
+        place = [] if self.namespace is None else [f"namespace {self.namespace!r}"]
+        place += [] if self.id is None else [f"chunk {self.id}"]
+        return f"{', '.join(place)}: {self.problem}" if place else self.problem
+
+
+class PersistentBackend(MemoryBackend):
+    """A backend whose chunks outlive the process.
+
+    ``flush`` is the commit point. After a crash the backend is, as a whole, as it was at one moment: that of the last
+    ``flush`` that returned, or a later one. ``close`` flushes. Ids go on where they were: they are not used again
+    after a reopening either.
+
+    Beside chunks it keeps records, small named values of its user, committed together with the chunks by ``flush``.
+
+    ``Options`` must have at least the fields ``path``, a :class:`pathlib.Path`, and ``read_only``, a bool that is
+    False by default. Opened with ``read_only`` it shows what was last flushed, also by another process that goes on
+    writing if the backend can do that, and everything that would write raises :class:`memcore.ReadOnlyError`.
+
+    Raises, on opening:
+        BackendError: the path cannot be used, or another process writes there and the backend has one writer.
+        CorruptedError: what is there is no memory, or one of a version that this backend does not read.
+    """
+
+    @property
+    @abstractmethod
+    def read_only(self) -> bool:
+        """Whether nothing can be written."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make everything so far durable, in one step. Nothing to do if read-only."""
+
+    @abstractmethod
+    def write_record(self, name: str, value: bytes) -> None:
+        """Keep a value under a name, in place of what was there."""
+
+    @abstractmethod
+    def read_record(self, name: str) -> bytes | None:
+        """Return the value under a name, None if there is none."""
+
+    @abstractmethod
+    def drop_record(self, name: str) -> None:
+        """Remove a record; do nothing if there is none."""
+
+    @abstractmethod
+    def record_names(self) -> list[str]:
+        """Return the names of all records, sorted."""
+
+    @abstractmethod
+    def disk_bytes(self) -> int:
+        """Return the bytes of disk space taken by the files, whether in use or free inside of them."""
+
+    @abstractmethod
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+        """Read everything that was flushed and return what is damaged.
+
+        Args:
+            progress: called with (entries done, entries in all).
+        """
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Flush, and give space that is free inside the files back to the file system."""

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from memcore.backend import MemoryBackend
+from memcore.backend import MemoryBackend, PersistentBackend
 from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
 from memcore.errors import ChunkShapeError, ClosedError, ConfigError, PluginError
 from memcore.eviction import ChunkUsage, EvictionPolicy
@@ -335,7 +335,8 @@ class MemoryBank:
         """Make everything stored so far durable, under the names that callers know it by."""
         self._check_open()
         self._settle()
-        self.backend.flush()
+        if isinstance(self.backend, PersistentBackend):
+            self.backend.flush()
 
     @_locked
     def close(self) -> None:
@@ -402,7 +403,7 @@ class MemoryBank:
 
     def _settle(self) -> None:
         """Move every view to the shelf of its own name, if the backend outlives the bank."""
-        if not self.backend.persistent:
+        if not isinstance(self.backend, PersistentBackend):
             return
         while misplaced := {name: view for name, view in list(self._views.items()) if view.shelf.name != name}:
             free = next((name for name in misplaced if name not in self._shelves), None)

@@ -65,3 +65,23 @@ class ChunkShapeError(BackendError, ValueError):
 
 class ClosedError(BackendError):
     """The backend was used after ``close()``."""
+
+
+class ReadOnlyError(BackendError):
+    """Something would have written to a backend that was opened for reading only."""
+
+
+class CorruptedError(BackendError):
+    """What is stored cannot be read back as it was written; the message names namespace and chunk where it can."""
+
+
+class SessionError(MemcoreError, RuntimeError):
+    """A named session cannot do what was asked of it; it is as it was before."""
+
+
+class UnknownSessionError(SessionError):
+    """There is no session of that name."""
+
+
+class SessionMismatchError(SessionError):
+    """A session was made with another model, tokenizer or configuration than the one that asks for it."""

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 import torch
-from backend_contract import BackendContract, assert_same_chunks, make_chunks, select
 
 from memcore.exact_backend import ExactBackend, ExactOptions
+from memcore.testing import BackendTests, assert_same_chunks, make_chunks, select
 
 pytest.importorskip("hnswlib")
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from memcore.chunk import ChunkBatch
 
 
-class TestContract(BackendContract):
+class TestContract(BackendTests):
     def open(self, path: Path) -> HnswlibBackend:
         return HnswlibBackend(HnswlibOptions())
 
 
-class TestContractOfTheGraph(BackendContract):
+class TestContractOfTheGraph(BackendTests):
     exact = False
 
     def open(self, path: Path) -> HnswlibBackend:

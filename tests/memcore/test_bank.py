@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 import pytest
 import torch
-from backend_contract import assert_same_chunks, make_chunks, select
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from memcore.backend import MemoryBackend
+from memcore.backend import Damage, MemoryBackend, PersistentBackend
 from memcore.bank import NO_HOOKS, MemoryBank
 from memcore.chunk import ChunkBatch, SearchResult
 from memcore.errors import ChunkShapeError, ClosedError, ConfigError, PluginError
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
+from memcore.testing import assert_same_chunks, make_chunks, select
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from memcore.bank import Hooks
     from memcore.eviction import ChunkUsage
 
@@ -41,11 +43,41 @@ class Counting(ExactBackend):
         return super().retrieve(namespace, queries, top_k)
 
 
-class Persistent(Counting):
-    persistent: ClassVar[bool] = True
+class Persistent(Counting, PersistentBackend):
+    """Stays when it is closed, as what is on a disk would."""
+
+    read_only = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[str, bytes] = {}
+
+    def flush(self) -> None:
+        pass
 
     def close(self) -> None:
-        """Stay, as what is on a disk would."""
+        pass
+
+    def write_record(self, name: str, value: bytes) -> None:
+        self.records[name] = value
+
+    def read_record(self, name: str) -> bytes | None:
+        return self.records.get(name)
+
+    def drop_record(self, name: str) -> None:
+        self.records.pop(name, None)
+
+    def record_names(self) -> list[str]:
+        return sorted(self.records)
+
+    def disk_bytes(self) -> int:
+        return 0
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+        return []
+
+    def compact(self) -> None:
+        pass
 
 
 class Listener:
@@ -449,7 +481,7 @@ class Forks(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.bank.flush()
-        if self.backend.persistent:
+        if isinstance(self.backend, PersistentBackend):
             assert self.backend.namespaces() == sorted(self.model)
 
     def forget(self, name: str) -> None:

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 import torch
-from backend_contract import BackendContract, assert_same_chunks, make_chunks, select
 
 from memcore import exact_backend
 from memcore.backend import NoOptions
 from memcore.errors import BackendError, ConfigError
 from memcore.exact_backend import ExactBackend, ExactOptions
+from memcore.testing import BackendTests, assert_same_chunks, make_chunks, select
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class TestContract(BackendContract):
+class TestContract(BackendTests):
     def open(self, path: Path) -> ExactBackend:
         return ExactBackend(ExactOptions())
 

@@ -8,10 +8,9 @@ import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from memcore.chunk import NO_CHUNK, UNKNOWN_TOKEN, ChunkBatch
+from memcore.chunk import NO_CHUNK, ChunkBatch
 from memcore.errors import (
     BackendError,
     ChunkShapeError,
@@ -20,6 +19,8 @@ from memcore.errors import (
     UnknownChunkError,
     UnknownNamespaceError,
 )
+from memcore.testing.chunks import DTYPES, assert_same_chunks, make_chunks, select
+from memcore.testing.machine import BackendMachine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,63 +28,8 @@ if TYPE_CHECKING:
 
     from memcore.backend import MemoryBackend
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTEGERS = {2: torch.int16, 4: torch.int32}
 
-
-def make_chunks(
-    count: int,
-    *,
-    seed: int = 0,
-    vectors: int = 2,
-    size: int = 5,
-    heads: int = 2,
-    width: int = 3,
-    key_size: int = 4,
-    value_size: int = 3,
-    dtype: torch.dtype = torch.float32,
-    start: int = 0,
-) -> ChunkBatch:
-    """Return random chunks of random lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, width + 1, (count,), generator=generator)
-    token_ids = torch.randint(0, 1000, (count, width), generator=generator)
-    token_ids[torch.arange(width) >= lengths[:, None]] = UNKNOWN_TOKEN
-    return ChunkBatch(
-        embeddings=torch.randn(count, vectors, size, generator=generator),
-        keys=torch.randn(count, heads, width, key_size, generator=generator).to(dtype),
-        values=torch.randn(count, heads, width, value_size, generator=generator).to(dtype),
-        starts=start + width * torch.arange(count),
-        lengths=lengths,
-        token_ids=token_ids,
-    )
-
-
-def select(chunks: ChunkBatch, places: Any) -> ChunkBatch:
-    """Return the chunks at these places."""
-    return ChunkBatch(**{name: value[places] for name, value in attrs.asdict(chunks, recurse=False).items()})
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's bits, to compare them."""
-    return tensor.contiguous().view(INTEGERS[tensor.element_size()])
-
-
-def assert_same_chunks(got: ChunkBatch, want: ChunkBatch) -> None:
-    """Check that two batches hold the same chunks bit for bit, whatever lies in the padding."""
-    assert len(got) == len(want)
-    assert got.keys.dtype == want.keys.dtype
-    assert torch.equal(got.starts, want.starts)
-    assert torch.equal(got.lengths, want.lengths)
-    assert torch.equal(bits(got.embeddings), bits(want.embeddings))
-    for place, length in enumerate(want.lengths.tolist()):
-        assert torch.equal(bits(got.keys[place, :, :length]), bits(want.keys[place, :, :length]))
-        assert torch.equal(bits(got.values[place, :, :length]), bits(want.values[place, :, :length]))
-        assert torch.equal(got.token_ids[place, :length], want.token_ids[place, :length])
-        assert bool((got.token_ids[place, length:] == UNKNOWN_TOKEN).all())
-
-
-class BackendContract:
+class BackendTests:
     """Tests that a backend inherits.
 
     Attributes:
@@ -96,6 +42,10 @@ class BackendContract:
         """Return a backend with nothing in it, which may keep files in this empty folder."""
         raise NotImplementedError
 
+    def assert_same(self, got: ChunkBatch, want: ChunkBatch) -> None:
+        """Check that chunks fetched are those stored: bit for bit, unless a backend that compresses says otherwise."""
+        assert_same_chunks(got, want)
+
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Any:
         with self.open(tmp_path) as backend:
@@ -105,13 +55,13 @@ class BackendContract:
     def test_fetch_gives_back_every_bit(self, backend: MemoryBackend, dtype: torch.dtype) -> None:
         chunks = make_chunks(5, dtype=dtype)
         ids = backend.store("a", chunks)
-        assert_same_chunks(backend.fetch("a", ids), chunks)
+        self.assert_same(backend.fetch("a", ids), chunks)
 
     def test_fetch_keeps_order_and_repeats(self, backend: MemoryBackend) -> None:
         chunks = make_chunks(4)
         ids = backend.store("a", chunks)
         places = torch.tensor([3, 0, 3, 1])
-        assert_same_chunks(backend.fetch("a", ids[places]), select(chunks, places))
+        self.assert_same(backend.fetch("a", ids[places]), select(chunks, places))
 
     def test_fetch_of_no_ids_has_the_shapes_of_the_namespace(self, backend: MemoryBackend) -> None:
         backend.store("a", make_chunks(2))
@@ -124,7 +74,7 @@ class BackendContract:
         batches = [make_chunks(2, width=width, seed=width) for width in (3, 5, 2)]
         ids = [backend.store("a", batch) for batch in batches]
         for own, batch in zip(ids, batches, strict=True):
-            assert_same_chunks(backend.fetch("a", own), batch)
+            self.assert_same(backend.fetch("a", own), batch)
 
     def test_ids_grow_and_are_never_used_again(self, backend: MemoryBackend) -> None:
         first = backend.store("a", make_chunks(3))
@@ -147,7 +97,7 @@ class BackendContract:
         backend.ids("a").fill_(7)
         ids_again = backend.ids("a")
         assert torch.equal(ids_again, ids)
-        assert_same_chunks(backend.fetch("a", ids), want)
+        self.assert_same(backend.fetch("a", ids), want)
 
     def test_a_chunk_scores_by_its_best_vector(self, backend: MemoryBackend) -> None:
         chunks = make_chunks(3, vectors=2, size=2)
@@ -182,8 +132,8 @@ class BackendContract:
         other = backend.store("two", two)
         assert backend.namespaces() == ["one", "two"]
         backend.evict("two", other[:1])
-        assert_same_chunks(backend.fetch("one", ids), one)
-        assert_same_chunks(backend.fetch("two", other[1:]), select(two, slice(1, None)))
+        self.assert_same(backend.fetch("one", ids), one)
+        self.assert_same(backend.fetch("two", other[1:]), select(two, slice(1, None)))
         backend.drop("one")
         assert backend.namespaces() == ["two"]
         assert backend.count("one") == 0
@@ -194,7 +144,7 @@ class BackendContract:
         backend.drop("a")
         backend.drop("a")
         chunks = make_chunks(2, vectors=1, size=3, heads=1, dtype=torch.float16)
-        assert_same_chunks(backend.fetch("a", backend.store("a", chunks)), chunks)
+        self.assert_same(backend.fetch("a", backend.store("a", chunks)), chunks)
 
     def test_a_copy_is_alike_and_apart(self, backend: MemoryBackend) -> None:
         chunks = make_chunks(4)
@@ -205,7 +155,7 @@ class BackendContract:
         backend.evict("a", ids[1:2])
         backend.store("a", make_chunks(1, seed=5))
         copied = backend.ids("b")
-        assert_same_chunks(backend.fetch("b", copied), select(chunks, slice(1, None)))
+        self.assert_same(backend.fetch("b", copied), select(chunks, slice(1, None)))
         assert int(backend.store("b", make_chunks(1))[0]) > int(copied[-1])
 
     def test_a_copy_of_nothing_is_nothing(self, backend: MemoryBackend) -> None:
@@ -247,7 +197,7 @@ class BackendContract:
         with pytest.raises(ChunkShapeError):
             backend.store("a", make_chunks(1, **changed))
         assert torch.equal(backend.ids("a"), ids)
-        assert_same_chunks(backend.fetch("a", ids), chunks)
+        self.assert_same(backend.fetch("a", ids), chunks)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_embeddings_and_queries_must_be_finite(self, backend: MemoryBackend, bad: float) -> None:
@@ -337,7 +287,7 @@ class BackendContract:
         def start() -> RuleBasedStateMachine:
             folder = tmp_path / str(next(runs))
             folder.mkdir()
-            return _Machine(self.open(folder), exact=self.exact)
+            return BackendMachine(self.open(folder), exact=self.exact, assert_same=self.assert_same)
 
         run_state_machine_as_test(
             start,  # type: ignore[arg-type]  # it takes any callable
@@ -345,111 +295,3 @@ class BackendContract:
                 max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
             ),
         )
-
-
-NAMES = st.sampled_from(["a", "b", "c"])
-SEEDS = st.integers(0, 2**16)
-
-
-class _Machine(RuleBasedStateMachine):
-    """Does to the backend and to a dictionary of chunks the same things, and compares."""
-
-    def __init__(self, backend: MemoryBackend, *, exact: bool) -> None:
-        super().__init__()
-        self.backend = backend
-        self.exact = exact
-        self.model: dict[str, dict[int, ChunkBatch]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self.highest: dict[str, int] = {}
-
-    def teardown(self) -> None:
-        self.backend.close()
-
-    @rule(name=NAMES, count=st.integers(0, 4), width=st.integers(1, 4), seed=SEEDS, dtype=st.sampled_from(DTYPES))
-    def store(self, name: str, count: int, width: int, seed: int, dtype: torch.dtype) -> None:
-        dtype = self.dtypes.setdefault(name, dtype)
-        chunks = make_chunks(count, width=width, seed=seed, dtype=dtype)
-        ids = self.backend.store(name, chunks).tolist()
-        assert len(ids) == count
-        assert ids == sorted(set(ids))
-        if ids:
-            assert ids[0] > self.highest.get(name, -1)
-            self.highest[name] = ids[-1]
-        self.model.setdefault(name, {}).update(
-            {id_: select(chunks, slice(place, place + 1)) for place, id_ in enumerate(ids)}
-        )
-
-    @rule(name=NAMES, queries=st.integers(1, 3), top_k=st.integers(1, 6), seed=SEEDS)
-    def retrieve(self, name: str, queries: int, top_k: int, seed: int) -> None:
-        wanted = torch.randn(queries, 5, generator=torch.Generator().manual_seed(seed))
-        result = self.backend.retrieve(name, wanted, top_k)
-        held = self.model.get(name, {})
-        found = min(top_k, len(held))
-        for query, ids, scores in zip(wanted, result.ids.tolist(), result.scores, strict=True):
-            truth = {id_: float((chunk.embeddings[0] @ query).max()) for id_, chunk in held.items()}
-            assert ids[found:] == [NO_CHUNK] * (top_k - found)
-            assert len(set(ids[:found])) == found
-            torch.testing.assert_close(scores[:found], torch.tensor([truth[id_] for id_ in ids[:found]]))
-            assert bool((scores[:-1] >= scores[1:]).all())
-            if self.exact:
-                best = torch.tensor(sorted(truth.values(), reverse=True)[:found])
-                torch.testing.assert_close(scores[:found], best)
-
-    @precondition(lambda self: any(self.model.values()))
-    @rule(data=st.data())
-    def fetch(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(name for name, held in self.model.items() if held)))
-        ids = data.draw(st.lists(st.sampled_from(sorted(self.model[name])), max_size=4))
-        got = self.backend.fetch(name, torch.tensor(ids, dtype=torch.int64))
-        assert len(got) == len(ids)
-        for place, id_ in enumerate(ids):
-            assert_same_chunks(select(got, slice(place, place + 1)), self.model[name][id_])
-
-    @precondition(lambda self: any(self.model.values()))
-    @rule(data=st.data())
-    def evict(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(name for name, held in self.model.items() if held)))
-        ids = data.draw(st.lists(st.sampled_from(sorted(self.model[name])), unique=True))
-        self.backend.evict(name, torch.tensor(ids, dtype=torch.int64))
-        for id_ in ids:
-            del self.model[name][id_]
-
-    @rule(name=NAMES)
-    def drop(self, name: str) -> None:
-        self.backend.drop(name)
-        self.drop_from_model(name)
-
-    @rule(old=NAMES, new=NAMES)
-    def copy(self, old: str, new: str) -> None:
-        if old == new:
-            return
-        self.backend.copy(old, new)
-        self.drop_from_model(new)
-        if old in self.model:
-            ids = self.backend.ids(new).tolist()
-            self.model[new] = dict(zip(ids, self.model[old].values(), strict=True))
-            self.dtypes[new] = self.dtypes[old]
-            if ids:
-                self.highest[new] = ids[-1]
-
-    def drop_from_model(self, name: str) -> None:
-        self.model.pop(name, None)
-        self.dtypes.pop(name, None)
-        self.highest.pop(name, None)
-
-    @rule(name=NAMES)
-    def ask_for_what_is_not_there(self, name: str) -> None:
-        missing = torch.tensor([10**9])
-        for call in (self.backend.fetch, self.backend.evict):
-            with pytest.raises(BackendError):
-                call(name, missing)
-
-    @invariant()
-    def ids_and_counts_agree(self) -> None:
-        names = self.backend.namespaces()
-        assert names == sorted(names)
-        assert {name for name, held in self.model.items() if held} <= set(names) <= set(self.model)
-        for name, held in self.model.items():
-            assert self.backend.ids(name).tolist() == list(held)
-            assert self.backend.count(name) == len(held)
-            assert (self.backend.nbytes(name) > 0) == bool(held)

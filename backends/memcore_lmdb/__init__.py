@@ -1,0 +1,1 @@
+"""A memory backend on disk: chunks in an LMDB file, searched exactly without loading them."""
