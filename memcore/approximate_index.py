@@ -1,0 +1,298 @@
+"""A search index over chunks from a library's index over vectors, which need not find the very best."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, Self
+
+import attrs
+import torch
+
+from memcore.chunk import NO_CHUNK, SearchResult
+from memcore.exact_backend import exact_search
+from memcore.in_memory import SearchIndex
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memcore.chunk_table import ChunkTable
+
+_log = logging.getLogger(__name__)
+
+_BLOCK: Final = 1 << 24
+"""Numbers centred or gathered at a time, 64 MB."""
+
+_DRIFT: Final = 0.5
+"""Distance of the vectors' mean from the centre, in spreads, at which recall begins to fall (measured)."""
+
+_MEASURED: Final = 4096
+"""Vectors from which mean and spread are estimated: their mean is within 1/64 of a spread of that of all."""
+
+
+@attrs.frozen(eq=False)
+class Found:
+    """What a :class:`VectorIndex` found for ``Q`` queries, best first.
+
+    Attributes:
+        labels: ``[Q, count]`` int64 on the CPU, -1 where no more was found.
+        products: ``[Q, count]`` float32 on the CPU, the inner products of the queries with the vectors as they were
+            added; None if the index knows them only roughly.
+    """
+
+    labels: Tensor
+    products: Tensor | None
+
+
+class VectorIndex(ABC):
+    """A library's index: finds labelled vectors by inner product.
+
+    It knows nothing of chunks, and is only called by an :class:`ApproximateIndex`, one call at a time. ``start`` comes
+    first, and again whenever everything is to be built anew. If ``start`` or ``add`` raises, so does the search that
+    called them, and the next one calls ``start``.
+    """
+
+    training_vectors: int = 0
+    """How many vectors ``start`` wants as its sample, at most."""
+
+    @property
+    @abstractmethod
+    def dead(self) -> int:
+        """Vectors removed that still take room and time. Once they outnumber the others, all is built anew."""
+
+    @abstractmethod
+    def start(self, size: int, count: int, sample: Tensor) -> None:
+        """Begin anew, without any vectors.
+
+        Args:
+            size: ``E``.
+            count: vectors that are to be added now; more may follow later.
+            sample: ``[n, E]`` float32, ``n`` the smaller of ``training_vectors`` and ``count``: some of them.
+        """
+
+    @abstractmethod
+    def add(self, vectors: Tensor, labels: Tensor) -> None:
+        """Add vectors.
+
+        Args:
+            vectors: ``[n, E]`` float32, contiguous, on the chunk table's device. Not to be kept without a copy.
+            labels: ``[n]`` int64 on the CPU, ascending, larger than all before.
+        """
+
+    @abstractmethod
+    def remove(self, labels: Tensor) -> None:
+        """Never find these again: ``[n]`` int64 on the CPU, ascending, all of them added and not yet removed."""
+
+    @abstractmethod
+    def find(self, queries: Tensor, count: int) -> Found | None:
+        """Find the vectors with the largest inner products.
+
+        Args:
+            queries: ``[Q, E]`` float32, finite, on the chunk table's device.
+            count: wanted per query, fewer than there are vectors.
+
+        Returns:
+            None if it cannot be done, and every vector has to be compared instead. Queries for which fewer are found
+            are answered so, too.
+        """
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Release everything."""
+
+    @abstractmethod
+    def copy(self) -> Self:
+        """Return an index with the same vectors that can be changed apart from this one."""
+
+    def outgrown(self, count: int) -> bool:
+        """Return whether it should be built anew, as it was not made for ``count`` vectors."""
+        return False
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Coverage:
+    """What of a table a :class:`VectorIndex` holds.
+
+    Attributes:
+        vectors_per_chunk: ``V``. Vector ``v`` of the chunk with id ``i`` has the label ``i * V + v``.
+        last_id: the largest id ever added; what the table holds beyond it is new.
+        live: vectors added and not removed.
+        centre: ``[E]``, subtracted from every vector; None if nothing was.
+        measured: vectors at the time their mean was last compared with the centre.
+    """
+
+    vectors_per_chunk: int
+    last_id: int
+    live: int
+    centre: Tensor | None
+    measured: int
+
+
+class ApproximateIndex(SearchIndex):
+    """Finds chunks through a :class:`VectorIndex`, which the first search that needs it brings up to date.
+
+    Indexes that search by inner product go astray when all vectors share a large offset, as the keys of language
+    models do: nearly every vector's best neighbours are then the same few long ones. So they are given the vectors
+    less a common centre, their mean, unless that is small. It takes the same amount off every product with one query,
+    so the order stays. Once the vectors have doubled and their mean has moved, all is built anew.
+
+    Scores are exact for the chunks found.
+
+    Args:
+        vectors: an index without any vectors, or what ``coverage`` says.
+        exact_below: up to so many vectors are all compared, without the index.
+        seed: of the sample taken to train with and to find the centre.
+        coverage: what ``vectors`` holds of the table, if it was loaded from somewhere.
+    """
+
+    def __init__(
+        self, vectors: VectorIndex, *, exact_below: int, seed: int = 0, coverage: Coverage | None = None
+    ) -> None:
+        self.vectors = vectors
+        self.coverage = coverage
+        self._exact_below = exact_below
+        self._seed = seed
+
+    def search(self, table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult:
+        """Search the index, or every vector where that is faster or the index cannot help."""
+        embeddings = table.embeddings
+        per_chunk = embeddings.shape[1]
+        if top_k >= len(table) or len(table) * per_chunk <= self._exact_below:
+            return exact_search(table, queries, top_k)
+        coverage = self._catch_up(table, embeddings)
+        # All neighbours could belong to few chunks. So many cannot belong to fewer than top_k.
+        found = self.vectors.find(queries, (top_k - 1) * per_chunk + 1)
+        if found is None:
+            return exact_search(table, queries, top_k)
+        ids = found.labels if per_chunk == 1 else first_distinct(found.labels // per_chunk, top_k)
+        short = ids[:, -1] < 0
+        if bool(short.any()):
+            # Equal vectors that no link leads to, or lists too small: these queries do without the index.
+            ids[short] = exact_search(table, queries[short.to(queries.device)], top_k).ids
+            return score_chunks(table, queries, ids)
+        if per_chunk > 1 or found.products is None:
+            return score_chunks(table, queries, ids)
+        if coverage.centre is None:
+            return SearchResult(ids=ids, scores=found.products)
+        with torch.autocast(queries.device.type, enabled=False):
+            taken_off = (queries @ coverage.centre).cpu()
+        return SearchResult(ids=ids, scores=found.products + taken_off[:, None])
+
+    def removed(self, ids: Tensor) -> None:
+        """Remove the chunks' vectors from the index."""
+        coverage = self.coverage
+        if coverage is None:
+            return
+        labels = _labels(ids[ids <= coverage.last_id], coverage.vectors_per_chunk)
+        try:
+            self.vectors.remove(labels)
+        except Exception:
+            # The chunks are gone all the same, and the index can be made again from those that are left.
+            _log.warning(
+                "the search index could not remove %d vectors and is built anew", labels.numel(), exc_info=True
+            )
+            self.forget()
+            return
+        self.coverage = attrs.evolve(coverage, live=coverage.live - labels.numel())
+        if self.vectors.dead > self.coverage.live:
+            self.forget()
+
+    def copy(self) -> Self:
+        """Return an index with a copy of the vectors' index."""
+        return type(self)(self.vectors.copy(), exact_below=self._exact_below, seed=self._seed, coverage=self.coverage)
+
+    def forget(self) -> None:
+        """Empty the index, so that the next search that needs it builds it anew."""
+        self.coverage = None
+        self.vectors.clear()
+
+    def _catch_up(self, table: ChunkTable, embeddings: Tensor) -> Coverage:
+        chunks, per_chunk, _ = embeddings.shape
+        total = chunks * per_chunk
+        coverage = self.coverage
+        if coverage is not None and coverage.live == total:
+            return coverage
+        self.coverage = None  # what fails half way is built anew the next time
+        if coverage is not None and total >= 2 * coverage.measured:
+            mean, spread = self._measure(embeddings)
+            moved = mean if coverage.centre is None else mean - coverage.centre
+            coverage = None if _is_large(moved, spread) else attrs.evolve(coverage, measured=total)
+        if coverage is None or self.vectors.outgrown(total):
+            coverage = self._start(embeddings)
+        first = coverage.live // per_chunk  # the table keeps its order, so new chunks are its last
+        step = max(1, _BLOCK // (per_chunk * embeddings.shape[2]))
+        for at in range(first, chunks, step):
+            block = embeddings[at : at + step]
+            if coverage.centre is not None:
+                block = block - coverage.centre
+            self.vectors.add(block.flatten(0, 1), _labels(table.ids[at : at + step], per_chunk))
+        self.coverage = attrs.evolve(coverage, live=total, last_id=int(table.ids[-1]))
+        return self.coverage
+
+    def _start(self, embeddings: Tensor) -> Coverage:
+        chunks, per_chunk, size = embeddings.shape
+        total = chunks * per_chunk
+        mean, spread = self._measure(embeddings)
+        centre = mean if _is_large(mean, spread) else None
+        sample = self._sample(embeddings, self.vectors.training_vectors)
+        self.vectors.start(size, total, sample if centre is None else sample - centre)
+        return Coverage(vectors_per_chunk=per_chunk, last_id=-1, live=0, centre=centre, measured=total)
+
+    def _measure(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors' mean, ``[E]``, and their mean squared distance from it."""
+        sample = self._sample(embeddings, _MEASURED)
+        mean = sample.mean(dim=0)
+        return mean, (sample - mean).square().sum(dim=1).mean()
+
+    def _sample(self, embeddings: Tensor, count: int) -> Tensor:
+        vectors = embeddings.flatten(0, 1)
+        if len(vectors) <= count:
+            return vectors
+        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(self._seed))
+        return vectors[order[:count].to(vectors.device)]
+
+
+def first_distinct(ids: Tensor, top_k: int) -> Tensor:
+    """Return the first ``top_k`` distinct ids of each row, ``[Q, top_k]``, in their order, then -1.
+
+    Args:
+        ids: ``[Q, K]`` int64, negative where there is none; ``K`` at least ``top_k``.
+        top_k: at least 1.
+    """
+    count = ids.shape[1]
+    by_id, order = ids.sort(dim=1, stable=True)
+    first = by_id >= 0
+    first[:, 1:] &= by_id[:, 1:] != by_id[:, :-1]
+    places = torch.where(first, order, count).sort(dim=1).values[:, :top_k]
+    return ids.gather(1, places.clamp(max=count - 1)).masked_fill(places == count, NO_CHUNK)
+
+
+def score_chunks(table: ChunkTable, queries: Tensor, ids: Tensor) -> SearchResult:
+    """Score chunks by their best vectors, exactly, and put the best first.
+
+    Args:
+        table: what holds the chunks.
+        queries: ``[Q, E]`` float32 on the table's device.
+        ids: ``[Q, k]`` int64 on the CPU.
+
+    Returns:
+        Ids on the CPU and scores on the table's device, ``[Q, k]``.
+    """
+    rows = table.rows(ids.flatten()).view_as(ids).to(queries.device)
+    vectors = table.embeddings
+    scores = queries.new_empty(ids.shape)
+    step = max(1, _BLOCK // (ids.shape[1] * vectors.shape[1] * vectors.shape[2]))
+    with torch.autocast(queries.device.type, enabled=False):
+        for at in range(0, len(ids), step):
+            part = slice(at, at + step)
+            scores[part] = torch.einsum("qkve,qe->qkv", vectors[rows[part]], queries[part]).amax(dim=2)
+    scores, order = scores.sort(dim=1, descending=True)
+    return SearchResult(ids=ids.gather(1, order.cpu()), scores=scores)
+
+
+def _labels(ids: Tensor, per_chunk: int) -> Tensor:
+    return ids if per_chunk == 1 else (ids[:, None] * per_chunk + torch.arange(per_chunk)).flatten()
+
+
+def _is_large(offset: Tensor, spread: Tensor) -> bool:
+    return bool(offset.square().sum() > _DRIFT**2 * spread)
