@@ -118,14 +118,14 @@ class Coverage:
         last_id: the largest id ever added; what the table holds beyond it is new.
         live: vectors added and not removed.
         centre: ``[E]``, subtracted from every vector; None if nothing was.
-        measured: vectors at the time their mean was last compared with the centre.
+        unmeasured: vectors added since the mean of all was last compared with the centre.
     """
 
     vectors_per_chunk: int
     last_id: int
     live: int
     centre: Tensor | None
-    measured: int
+    unmeasured: int
 
 
 class ApproximateIndex(SearchIndex):
@@ -134,7 +134,7 @@ class ApproximateIndex(SearchIndex):
     Indexes that search by inner product go astray when all vectors share a large offset, as the keys of language
     models do: nearly every vector's best neighbours are then the same few long ones. So they are given the vectors
     less a common centre, their mean, unless that is small. It takes the same amount off every product with one query,
-    so the order stays. Once the vectors have doubled and their mean has moved, all is built anew.
+    so the order stays. Once half of the vectors are new and their mean has moved, all is built anew.
 
     Scores are exact for the chunks found.
 
@@ -213,10 +213,14 @@ class ApproximateIndex(SearchIndex):
         if coverage is not None and coverage.live == total:
             return coverage
         self.coverage = None  # what fails half way is built anew the next time
-        if coverage is not None and total >= 2 * coverage.measured:
-            mean, spread = self._measure(embeddings)
-            moved = mean if coverage.centre is None else mean - coverage.centre
-            coverage = None if _is_large(moved, spread) else attrs.evolve(coverage, measured=total)
+        if coverage is not None:
+            unmeasured = coverage.unmeasured + total - coverage.live
+            if 2 * unmeasured < total:
+                coverage = attrs.evolve(coverage, unmeasured=unmeasured)
+            elif self._has_moved(embeddings, coverage.centre):
+                coverage = None
+            else:
+                coverage = attrs.evolve(coverage, unmeasured=0)
         if coverage is None or self.vectors.outgrown(total):
             coverage = self._start(embeddings)
         first = coverage.live // per_chunk  # the table keeps its order, so new chunks are its last
@@ -236,7 +240,11 @@ class ApproximateIndex(SearchIndex):
         centre = mean if _is_large(mean, spread) else None
         sample = self._sample(embeddings, self.vectors.training_vectors)
         self.vectors.start(size, total, sample if centre is None else sample - centre)
-        return Coverage(vectors_per_chunk=per_chunk, last_id=-1, live=0, centre=centre, measured=total)
+        return Coverage(vectors_per_chunk=per_chunk, last_id=-1, live=0, centre=centre, unmeasured=0)
+
+    def _has_moved(self, embeddings: Tensor, centre: Tensor | None) -> bool:
+        mean, spread = self._measure(embeddings)
+        return _is_large(mean if centre is None else mean - centre, spread)
 
     def _measure(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Return the vectors' mean, ``[E]``, and their mean squared distance from it."""
