@@ -5,54 +5,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from threading import RLock
-from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
+from memcore import usage_record
 from memcore.backend import MemoryBackend, PersistentBackend
-from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
-from memcore.errors import ChunkShapeError, ClosedError, ConfigError, PluginError
+from memcore.bank_hooks import NO_HOOKS, Hooks
+from memcore.chunk import ChunkBatch, SearchResult
+from memcore.errors import ChunkShapeError, ClosedError, ConfigError, PluginError, ReadOnlyError
 from memcore.eviction import ChunkUsage, EvictionPolicy
+from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.selection import select_chunks
+from memcore.shelves import TEMPORARY, Shelves, fetch, search
+from memcore.view import Shelf, View
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Hooks(Protocol):
-    """Whom the bank tells what happens. Calls must not raise: a watcher is no reason to stop generating."""
-
-    def stored(self, namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
-        """Chunks were stored."""
-
-    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult | None) -> None:
-        """These chunks will be attended to; ``result`` is None if all candidates were taken without a search."""
-
-    def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
-        """Decide what goes, as :meth:`memcore.EvictionPolicy.select` does, or return None to leave it to the policy."""
-
-    def evicted(self, namespace: str, ids: Tensor) -> None:
-        """Chunks were dropped to make room."""
-
-
-class _NoHooks:
-    def stored(self, namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
-        pass
-
-    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult | None) -> None:
-        pass
-
-    def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
-        return None
-
-    def evicted(self, namespace: str, ids: Tensor) -> None:
-        pass
-
-
-NO_HOOKS: Final[Hooks] = _NoHooks()
-"""Hooks that nobody listens to."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -71,55 +42,6 @@ class Retrieved:
         return len(self.chunks)
 
 
-@attrs.define(eq=False)
-class _Shelf:
-    """A namespace of the backend and how many namespaces of the bank read it."""
-
-    name: str
-    readers: int = 0
-
-
-@attrs.define(eq=False)
-class _View:
-    """A namespace of the bank: a shelf and what is known of each chunk on it.
-
-    Ids outlive a copy of the shelf, in which the backend may give others, so both are kept, row by row.
-    """
-
-    shelf: _Shelf
-    ids: Tensor  # [N] int64, ascending
-    backend_ids: Tensor  # [N] int64, ascending
-    usage: Tensor  # [2, capacity] int64: last use, retrievals
-    next_id: int
-
-    def __len__(self) -> int:
-        return int(self.ids.numel())
-
-    def add(self, backend_ids: Tensor, clock: int) -> Tensor:
-        new = torch.arange(self.next_id, self.next_id + backend_ids.numel())
-        total = len(self) + new.numel()
-        if total > self.usage.shape[1]:
-            grown = torch.zeros(2, max(total, 2 * self.usage.shape[1]), dtype=torch.int64)
-            grown[:, : len(self)] = self.usage[:, : len(self)]
-            self.usage = grown
-        self.usage[0, len(self) : total] = clock
-        self.usage[1, len(self) : total] = 0
-        self.ids = torch.cat((self.ids, new))
-        self.backend_ids = torch.cat((self.backend_ids, backend_ids.cpu()))
-        self.next_id += new.numel()
-        return new
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep the rows where ``rows``, ``[N]`` bool, is true."""
-        self.usage[:, : int(rows.sum())] = self.usage[:, : len(self)][:, rows]
-        self.ids = self.ids[rows]
-        self.backend_ids = self.backend_ids[rows]
-
-    def known(self) -> ChunkUsage:
-        last_used, retrievals = self.usage[:, : len(self)].clone()
-        return ChunkUsage(ids=self.ids.clone(), last_used=last_used, retrievals=retrievals)
-
-
 def _locked(method: Callable[Concatenate[MemoryBank, P], T]) -> Callable[Concatenate[MemoryBank, P], T]:
     @functools.wraps(method)
     def call(bank: MemoryBank, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -133,10 +55,14 @@ class MemoryBank:
     """The long-term memory of a cache: namespaces of chunks in a backend, with a capacity each.
 
     Ids are the bank's own. They grow in storing order and are never used again in a namespace, and a fork keeps those
-    of its source. Chunks that a persistent backend already held are there from the start, unused as yet.
+    of its source.
 
-    ``fork`` shares the chunks until one side stores or evicts; only then does the backend copy them. A persistent
-    backend must know every namespace by its own name, so ``flush`` and ``close`` settle there what forks left shared.
+    ``fork`` copies no chunk: both sides go on reading the same ones, and what each adds is its own. What one side
+    forgets goes for good once no other reads it.
+
+    With a persistent backend ``flush`` makes everything durable, uses included, and every namespace has its own name
+    there. Chunks that the backend already holds are there from the start. Namespaces whose names begin with
+    ``~`` (``TEMPORARY``) are not kept. If the backend is read-only, temporary namespaces still work, in memory.
 
     A lock lets one call in at a time, as caches that are thrown away may drop their namespaces from any thread. The
     bank owns its backend: ``close`` closes both.
@@ -160,16 +86,33 @@ class MemoryBank:
         self.policy = policy
         self.capacity = capacity
         self._hooks = hooks
-        self._views: dict[str, _View] = {}
-        self._shelves: dict[str, _Shelf] = {}
+        self._views: dict[str, View] = {}
         self._clock = 0
         self._closed = False
         self._lock = RLock()
+        self._shelves = Shelves(backend)
+        if isinstance(backend, PersistentBackend):
+            if backend.read_only:
+                self._shelves = Shelves(ExactBackend(ExactOptions()))
+            else:
+                for name in backend.namespaces():
+                    if name.startswith(TEMPORARY):
+                        backend.drop(name)
 
     @property
     def closed(self) -> bool:
         """Whether the bank was closed."""
         return self._closed
+
+    @property
+    def persistent(self) -> PersistentBackend | None:
+        """The backend, if what it holds outlives the process."""
+        return self.backend if isinstance(self.backend, PersistentBackend) else None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be kept."""
+        return self._shelves.backend is not self.backend
 
     @_locked
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
@@ -180,19 +123,19 @@ class MemoryBank:
 
         Raises:
             BackendError: the backend refuses them; nothing has changed.
+            ReadOnlyError: the backend is read-only and the namespace not temporary.
             PluginError: the hook or the policy chose what cannot be evicted; the chunks are stored and none is gone.
         """
         with torch.inference_mode(False), torch.no_grad():
+            self._check_writable(namespace)
             view = self._find(namespace)
             created = view is None
-            if view is None:
-                none = torch.empty(0, dtype=torch.int64)
-                shelf = _Shelf(self._free_name(namespace))
-                view = _View(shelf, none, none, torch.empty(2, 0, dtype=torch.int64), 0)
-            self._own(namespace, view)
-            backend_ids = self.backend.store(view.shelf.name, chunks)
+            view = view or View.empty()
+            shelf = self._shelves.open_for(view, namespace)
+            backend_ids = shelf.backend.store(shelf.name, chunks)
             if created:
-                self._put(namespace, view)
+                self._views[namespace] = view
+            self._shelves.enter(shelf, view)
             self._clock += 1
             ids = view.add(backend_ids, self._clock)
             self._hooks.stored(namespace, ids.clone(), chunks)
@@ -247,9 +190,9 @@ class MemoryBank:
         if len(view) <= (top_k if rescore is None else width):
             rows = torch.arange(len(view))
         else:
-            result = self._search(view, queries, width)
+            result = search(view, queries, width)
             rows = torch.searchsorted(view.ids, select_chunks(result, top_k if rescore is None else width))
-        chunks = self.backend.fetch(view.shelf.name, view.backend_ids[rows])
+        chunks = fetch(view, rows)
         order = torch.arange(len(rows))
         if rescore is not None and len(rows) > top_k:
             order = _best(rescore(chunks), rows, top_k)
@@ -261,8 +204,7 @@ class MemoryBank:
 
         with torch.inference_mode(False):
             self._clock += 1
-            view.usage[0, rows] = self._clock
-            view.usage[1, rows] += 1
+            view.use(rows, self._clock)
         ids = view.ids[rows]
         self._hooks.retrieved(namespace, ids.clone(), result)
         return Retrieved(ids=ids, chunks=chunks)
@@ -271,7 +213,10 @@ class MemoryBank:
     def fork(self, source: str, target: str) -> None:
         """Make ``target`` a namespace like ``source``, ids and uses included; what ``target`` held is dropped.
 
-        Costs no copy of the chunks until one of the two stores or evicts. A fork of nothing is nothing.
+        Copies no chunk. A fork of nothing is nothing.
+
+        Raises:
+            ReadOnlyError: the backend is read-only and ``target`` not temporary.
         """
         view = self._find(source)
         if source == target:
@@ -279,19 +224,52 @@ class MemoryBank:
         if view is None:
             self.drop(target)
             return
+        self._check_writable(target)
         replaced = self._find(target)
         with torch.inference_mode(False):
-            self._put(target, attrs.evolve(view, usage=view.usage.clone()))
+            self._views[target] = self._shelves.share(view)
         if replaced is not None:
-            self._leave(replaced.shelf)
+            self._shelves.leave(replaced)
 
     @_locked
     def drop(self, namespace: str) -> None:
-        """Forget a namespace; do nothing if there is none."""
+        """Forget a namespace; do nothing if there is none.
+
+        Raises:
+            ReadOnlyError: the backend is read-only and the namespace not temporary.
+        """
         view = self._find(namespace)
         if view is not None:
+            self._check_writable(namespace)
             del self._views[namespace]
-            self._leave(view.shelf)
+            self._shelves.leave(view)
+        if self.persistent and not self.read_only and not namespace.startswith(TEMPORARY):
+            self.persistent.drop_record(usage_record.record_name(namespace))
+
+    @_locked
+    def truncate(self, namespace: str, next_id: int) -> None:
+        """Forget the chunks with ids of ``next_id`` and more: what was stored since :meth:`next_id` gave it.
+
+        Raises:
+            ReadOnlyError: the backend is read-only and the namespace not temporary.
+        """
+        view = self._find(namespace)
+        if view is not None and bool((later := view.ids >= next_id).any()):
+            self._check_writable(namespace)
+            with torch.inference_mode(False):
+                self._shelves.forget(view, later)
+
+    @_locked
+    def next_id(self, namespace: str) -> int:
+        """Return the id that the next chunk stored will get, 0 in an unknown namespace."""
+        view = self._find(namespace)
+        return 0 if view is None else view.next_id
+
+    @_locked
+    def reload(self, namespace: str) -> None:
+        """Look at a namespace anew, if the backend is read-only and another process may have written to it."""
+        if self.read_only and not namespace.startswith(TEMPORARY) and namespace in self._views:
+            self._shelves.leave(self._views.pop(namespace))
 
     @_locked
     def count(self, namespace: str) -> int:
@@ -310,33 +288,29 @@ class MemoryBank:
 
         The clock of ``last_used`` ticks at every store and every retrieval of the bank.
         """
-        view = self._find(namespace)
-        if view is None:
-            return ChunkUsage(**dict.fromkeys(("ids", "last_used", "retrievals"), torch.empty(0, dtype=torch.int64)))
-        return view.known()
+        return (self._find(namespace) or View.empty()).known()
 
     @_locked
     def namespaces(self) -> list[str]:
         """Return the names of all namespaces, sorted; also of those that a persistent backend brought along."""
         self._check_open()
-        return sorted(self._views.keys() | (set(self.backend.namespaces()) - self._shelves.keys()))
+        brought = {name for name in self.backend.namespaces() if not name.startswith(TEMPORARY)}
+        return sorted(self._views.keys() | (brought - self._shelves.names()))
 
     @_locked
     def nbytes(self, namespace: str | None = None) -> int:
-        """Return the bytes that chunks take in the backend: of one namespace, or of all with what is shared once."""
+        """Return the bytes of the shelves that a namespace reads, or of all; what is shared counts for each reader."""
         if namespace is None:
             self._check_open()
-            return self.backend.nbytes()
-        view = self._find(namespace)
-        return 0 if view is None else self.backend.nbytes(view.shelf.name)
+            return self.backend.nbytes() + (self._shelves.backend.nbytes() if self.read_only else 0)
+        view = self._find(namespace) or View.empty()
+        return sum(shelf.backend.nbytes(shelf.name) for shelf in view.parts)
 
     @_locked
     def flush(self) -> None:
-        """Make everything stored so far durable, under the names that callers know it by."""
+        """Make everything so far durable, under the names that callers know it by, in one step of the backend."""
         self._check_open()
         self._settle()
-        if isinstance(self.backend, PersistentBackend):
-            self.backend.flush()
 
     @_locked
     def close(self) -> None:
@@ -344,97 +318,91 @@ class MemoryBank:
         if self._closed:
             return
         try:
+            for name in [name for name in self._views if name.startswith(TEMPORARY)]:
+                self.drop(name)
             self._settle()
         finally:
             self._closed = True
             self._views.clear()
-            self._shelves.clear()
+            self._shelves.backend.close()
             self.backend.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the memory bank was closed")
 
-    def _find(self, namespace: str) -> _View | None:
+    def _check_writable(self, namespace: str) -> None:
+        self._check_open()
+        if self.read_only and not namespace.startswith(TEMPORARY):
+            raise ReadOnlyError(f"namespace {namespace!r} cannot be changed: the backend was opened read-only")
+
+    def _find(self, namespace: str) -> View | None:
         """Return the view of a namespace, made now if a persistent backend brought it along."""
         self._check_open()
         view = self._views.get(namespace)
-        if view is not None or namespace in self._shelves:  # a shelf may outlive the namespace it was made for
+        # A shelf may outlive the namespace it was made for, and is none then.
+        if view is not None or self.persistent is None or namespace in self._shelves:
             return view
         with torch.inference_mode(False):
-            ids = self.backend.ids(namespace).cpu()
-            if not ids.numel():
+            record = self.persistent.read_record(usage_record.record_name(namespace))
+            backend_ids = self.persistent.ids(namespace).cpu()
+            if record is None and not backend_ids.numel():
                 return None
-            usage = torch.zeros(2, ids.numel(), dtype=torch.int64)
-            return self._put(namespace, _View(_Shelf(namespace), ids, ids, usage, int(ids[-1]) + 1))
-
-    def _put(self, namespace: str, view: _View) -> _View:
-        self._views[namespace] = view
-        self._shelves[view.shelf.name] = view.shelf
-        view.shelf.readers += 1
-        return view
-
-    def _leave(self, shelf: _Shelf) -> None:
-        shelf.readers -= 1
-        if not shelf.readers:
-            self.backend.drop(shelf.name)
-            del self._shelves[shelf.name]
-
-    def _free_name(self, namespace: str) -> str:
-        """Return a name for a new shelf: the namespace's own unless that is taken by a fork of it."""
-        name, number = namespace, 0
-        while name in self._shelves or (number and (name in self._views or self.backend.count(name))):
-            number += 1
-            name = f"{namespace}~{number}"
-        return name
-
-    def _own(self, namespace: str, view: _View) -> None:
-        """Give a view a shelf of its own, so that it may be written to."""
-        if view.shelf.readers > 1:
-            self._move(view, self._free_name(namespace))
-
-    def _move(self, view: _View, name: str) -> None:
-        """Copy a view's chunks to a new shelf and leave the old one."""
-        self.backend.copy(view.shelf.name, name)
-        shelf = _Shelf(name, readers=1)
-        left, view.shelf, view.backend_ids = view.shelf, shelf, self.backend.ids(name).cpu()
-        self._shelves[name] = shelf
-        self._leave(left)
+            shelf = Shelf(self.persistent, namespace)
+            view, clock, forgotten = usage_record.unpack(record, backend_ids, shelf)
+            self._clock = max(self._clock, clock)
+            self._views[namespace] = view
+            if self.read_only:
+                shelf.ragged = True  # another process may add to it
+                shelf.readers.add(view)
+            else:
+                if forgotten.numel():
+                    self.persistent.evict(namespace, forgotten)
+                self._shelves.enter(shelf, view)
+            return view
 
     def _settle(self) -> None:
-        """Move every view to the shelf of its own name, if the backend outlives the bank."""
-        if not isinstance(self.backend, PersistentBackend):
+        """Move every named view to the shelf of its own name, write down its uses, and flush."""
+        backend = self.persistent
+        if backend is None or self.read_only:
             return
-        while misplaced := {name: view for name, view in list(self._views.items()) if view.shelf.name != name}:
-            free = next((name for name in misplaced if name not in self._shelves), None)
-            if free is not None:
-                self._move(misplaced[free], free)
-            else:
-                # All names are taken by shelves that others read, in a ring. Moving one reader away opens it.
-                taken = next(iter(misplaced))
-                reader = next(view for view in misplaced.values() if view.shelf.name == taken)
-                self._move(reader, self._free_name(taken))
+        named = {name: view for name, view in self._views.items() if not name.startswith(TEMPORARY)}
+        with torch.inference_mode(False), torch.no_grad():
+            for name in self._shelves.names() - named.keys():
+                if not name.startswith(TEMPORARY):  # of a namespace that is gone, and still read
+                    self._move_readers(name)
+            while misplaced := {name: view for name, view in named.items() if _misplaced(name, view)}:
+                free = next((name for name in misplaced if name not in self._shelves), None)
+                if free is None:  # all are read by others, perhaps in a ring, which this opens
+                    self._move_readers(next(iter(misplaced)))
+                else:
+                    self._shelves.lay_together(misplaced[free], free, first=0)
+            for name, view in named.items():
+                if view.changed:
+                    backend.write_record(usage_record.record_name(name), usage_record.pack(view, self._clock))
+            backend.flush()
+            for view in named.values():
+                view.changed = False
 
-    def _search(self, view: _View, queries: Tensor, top_k: int) -> SearchResult:
-        """Search with the backend and put the bank's ids for the backend's."""
-        result = self.backend.retrieve(view.shelf.name, queries, top_k)
-        found = result.ids.cpu()
-        rows = torch.searchsorted(view.backend_ids, found).clamp_(max=len(view) - 1)
-        ids = torch.where(found == NO_CHUNK, found, view.ids[rows])
-        return SearchResult(ids=ids, scores=result.scores.cpu())
+    def _move_readers(self, name: str) -> None:
+        """Empty a shelf by giving its readers copies of what they read."""
+        for reader in self._shelves.readers(name):
+            self._shelves.lay_together(reader, self._shelves.free_name(f"{TEMPORARY}{name}"), first=0)
 
-    def _make_room(self, namespace: str, view: _View, capacity: int) -> None:
+    def _make_room(self, namespace: str, view: View, capacity: int) -> None:
         chosen = self._hooks.evict(namespace, view.known(), capacity)
         who = "the memcore_evict hook"
         if chosen is None:
             chosen = self.policy.select(view.known(), capacity)
             who = f"eviction policy {type(self.policy).__name__}"
         gone = _checked(chosen, view.ids, len(view) - capacity, who)
-        self._own(namespace, view)
-        self.backend.evict(view.shelf.name, view.backend_ids[gone])
         ids = view.ids[gone]
-        view.keep(~gone)
+        self._shelves.forget(view, gone)
         self._hooks.evicted(namespace, ids)
+
+
+def _misplaced(name: str, view: View) -> bool:
+    return bool(view.parts) and [shelf.name for shelf in view.parts] != [name]
 
 
 def _checked(chosen: object, ids: Tensor, at_least: int, who: str) -> Tensor:

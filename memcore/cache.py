@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from memcore.bank import MemoryBank
 from memcore.errors import ClosedError, UnsupportedCacheError
 from memcore.memory_layer import MemoryLayer, Recalled
+from memcore.shelves import TEMPORARY
 from memcore.window import Columns, LocalWindow
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class MemoryCache(DynamicCache):
         return twin
 
     def _new_row(self) -> str:
-        name = f"row{next(_numbers)}"
+        name = f"{TEMPORARY}row{next(_numbers)}"
         self._owned.update(layer.setup.namespace(name) for layer in self.memory_layers if layer.remembers)
         return name
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from memcore.backend import Damage, MemoryBackend, PersistentBackend
-from memcore.bank import NO_HOOKS, MemoryBank
+from memcore.bank import MemoryBank
+from memcore.bank_hooks import NO_HOOKS
 from memcore.chunk import ChunkBatch, SearchResult
-from memcore.errors import ChunkShapeError, ClosedError, ConfigError, PluginError
+from memcore.errors import ChunkShapeError, ClosedError, ConfigError, CorruptedError, PluginError, ReadOnlyError
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.testing import assert_same_chunks, make_chunks, select
@@ -20,7 +21,7 @@ from memcore.testing import assert_same_chunks, make_chunks, select
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from memcore.bank import Hooks
+    from memcore.bank_hooks import Hooks
     from memcore.eviction import ChunkUsage
 
 QUERIES = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
@@ -301,21 +302,64 @@ def test_a_fork_is_alike_and_copies_nothing() -> None:
 
 
 @pytest.mark.parametrize("writer", ["a", "b"])
-def test_a_write_parts_a_fork_and_ids_stay(writer: str) -> None:
+def test_a_write_parts_a_fork_and_copies_nothing(writer: str) -> None:
     bank, backend = make_bank(capacity=4)
-    bank.store("a", make_chunks(6))  # so the ids are 2 to 5, and a copy in the backend begins at 0 again
+    bank.store("a", make_chunks(6))  # so the ids are 2 to 5
     bank.fork("a", "b")
     bank.store(writer, make_chunks(1, seed=9, start=100))
     other = "b" if writer == "a" else "a"
-    assert backend.copies == 1
     assert bank.ids(writer).tolist() == [3, 4, 5, 6]
     assert bank.ids(other).tolist() == [2, 3, 4, 5]
     assert_same_chunks(fetch_all(bank, other), select(make_chunks(6), slice(2, None)))
-    found = bank.retrieve(writer, QUERIES, 2)
-    assert found is not None
-    assert set(found.ids.tolist()) <= {3, 4, 5, 6}
+    assert_same_chunks(select(fetch_all(bank, writer), slice(3, None)), make_chunks(1, seed=9, start=100))
     bank.store(writer, make_chunks(1, seed=10, start=200))
-    assert backend.copies == 1
+    assert bank.ids(writer).tolist() == [4, 5, 6, 7]
+    assert backend.copies == 0
+
+
+def test_a_search_finds_the_best_of_what_a_fork_has() -> None:
+    bank, _ = make_bank()
+    vectors = torch.zeros(8, 1, 5)
+    vectors[:, 0, 0] = torch.arange(8.0)
+    chunks = attrs.evolve(make_chunks(8, vectors=1), embeddings=vectors)
+    query = torch.eye(5)[:1]
+    bank.store("a", select(chunks, slice(0, 4)))
+    bank.fork("a", "b")
+    bank.store("a", select(chunks, slice(4, 6)))  # better, and not b's
+    bank.store("b", select(chunks, slice(6, 7)))
+    bank.store("b", attrs.evolve(select(chunks, slice(7, 8)), embeddings=-vectors[7:]))
+    for name, best in (("a", [12, 15]), ("b", [9, 18])):
+        found = bank.retrieve(name, query, 2)
+        assert found is not None
+        assert found.chunks.starts.tolist() == best
+
+
+def test_what_a_fork_forgets_stays_for_the_other_and_goes_with_it() -> None:
+    bank, backend = make_bank(capacity=4)
+    bank.store("a", make_chunks(4))
+    bank.fork("a", "b")
+    bank.store("b", make_chunks(3, seed=1, start=100))
+    assert bank.ids("b").tolist() == [3, 4, 5, 6]
+    assert_same_chunks(fetch_all(bank, "a"), make_chunks(4))
+    assert backend.nbytes() > bank.nbytes("a")
+    bank.drop("a")
+    assert [backend.count(name) for name in backend.namespaces()] == [1, 3]
+
+
+def test_forks_of_forks_read_a_bounded_number_of_shelves() -> None:
+    bank, backend = make_bank()
+    bank.store("0", make_chunks(1))
+    for number in range(30):
+        bank.fork(str(number), str(number + 1))
+        bank.store(str(number + 1), make_chunks(1, seed=number + 1, start=10 * (number + 1)))
+        if number % 2:
+            bank.drop(str(number))
+    last = fetch_all(bank, "30")
+    assert last.starts.tolist() == [10 * number for number in range(31)]
+    assert_same_chunks(select(last, slice(17, 18)), make_chunks(1, seed=17, start=170))
+    for name in bank.namespaces():
+        bank.drop(name)
+    assert backend.namespaces() == []
 
 
 def test_a_fork_outlives_its_source() -> None:
@@ -387,6 +431,136 @@ def test_what_a_persistent_backend_brings_along_is_there() -> None:
     assert bank.ids("a").tolist() == [1, 2]
     assert bank.usage("a").retrievals.tolist() == [0, 0]
     assert bank.store("a", make_chunks(1)).tolist() == [3]
+
+
+def test_uses_outlive_the_bank() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(4))
+    bank.retrieve("a", QUERIES, 2)
+    bank.store("b", make_chunks(1))
+    before = {name: bank.usage(name) for name in "ab"}
+    bank.close()
+    again, _ = make_bank(backend=backend)
+    for name, usage in before.items():
+        for field, value in attrs.asdict(again.usage(name), recurse=False).items():
+            assert torch.equal(value, getattr(usage, field)), (name, field)
+    again.store("a", make_chunks(1, seed=1))
+    assert again.usage("a").last_used[-1] > before["b"].last_used[0]  # the clock goes on
+    assert again.ids("a").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_chunks_committed_after_the_uses_were_written_are_taken_in() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(2))
+    bank.retrieve("a", QUERIES, 2)
+    bank.flush()
+    backend.store("a", make_chunks(2, seed=1))  # as if the process was killed before it wrote down the rest
+    again, _ = make_bank(backend=backend)
+    assert again.ids("a").tolist() == [0, 1, 2, 3]
+    assert again.usage("a").retrievals.tolist() == [1, 1, 0, 0]
+    again.truncate("a", 2)
+    assert again.ids("a").tolist() == [0, 1]
+    assert backend.count("a") == 2
+    assert again.store("a", make_chunks(1)).tolist() == [4]
+
+
+def test_a_damaged_record_of_uses_is_named() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(2))
+    bank.close()
+    backend.records["usage/a"] = backend.records["usage/a"][:-1]
+    again, _ = make_bank(backend=backend)
+    with pytest.raises(CorruptedError, match="'a'"):
+        again.count("a")
+
+
+def test_what_a_fork_forgot_does_not_come_back() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(capacity=4, backend=backend)
+    bank.store("a", make_chunks(4))
+    bank.fork("a", "~question")
+    bank.store("a", make_chunks(1, seed=1, start=100))
+    bank.flush()  # and then the process is killed
+    again, _ = make_bank(backend=backend)
+    assert again.ids("a").tolist() == [1, 2, 3, 4]
+    assert backend.count("a") == 4
+
+
+def test_temporary_namespaces_are_not_kept() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(2))
+    bank.fork("a", "~question")
+    bank.store("~question", make_chunks(1, start=50))
+    bank.flush()
+    assert backend.namespaces() == ["a", "~question"]
+    assert backend.record_names() == ["usage/a"]
+    again, _ = make_bank(backend=backend)
+    assert again.namespaces() == ["a"]
+    assert backend.namespaces() == ["a"]
+
+
+def test_what_was_dropped_while_a_fork_reads_it_is_not_kept_under_its_name() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(2))
+    bank.flush()
+    bank.fork("a", "~question")
+    bank.drop("a")
+    bank.flush()
+    assert [name for name in backend.namespaces() if not name.startswith("~")] == []
+    assert backend.record_names() == []
+    assert_same_chunks(fetch_all(bank, "~question"), make_chunks(2))
+
+
+def test_a_read_only_bank_answers_and_changes_nothing() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(3))
+    bank.close()
+    records = dict(backend.records)
+    backend.read_only = True
+    reader, _ = make_bank(backend=backend, capacity=3)
+    reader.fork("a", "~question")
+    reader.store("~question", make_chunks(2, seed=1, start=100))
+    assert reader.ids("~question").tolist() == [2, 3, 4]
+    assert_same_chunks(select(fetch_all(reader, "~question"), slice(1, None)), make_chunks(2, seed=1, start=100))
+    some = reader.retrieve("~question", QUERIES, 2)
+    assert some is not None
+    assert set(some.ids.tolist()) <= {2, 3, 4}
+    for change in (
+        lambda: reader.store("a", make_chunks(1)),
+        lambda: reader.drop("a"),
+        lambda: reader.fork("~question", "b"),
+        lambda: reader.truncate("a", 0),
+    ):
+        with pytest.raises(ReadOnlyError, match="read-only"):
+            change()
+    reader.close()
+    assert backend.count("a") == 3
+    assert backend.namespaces() == ["a"]
+    assert backend.records == records
+
+
+def test_a_read_only_bank_sees_what_another_adds_when_it_looks_anew() -> None:
+    backend = Persistent()
+    writer, _ = make_bank(backend=backend)
+    writer.store("a", make_chunks(3))
+    writer.flush()
+    backend.read_only = True
+    reader, _ = make_bank(backend=backend)
+    assert reader.count("a") == 3
+    writer.store("a", make_chunks(5, seed=1, start=50))
+    writer.flush()
+    found = reader.retrieve("a", QUERIES, 2)
+    assert found is not None
+    assert set(found.ids.tolist()) <= {0, 1, 2}
+    assert len(found) == 2
+    reader.reload("a")
+    assert reader.count("a") == 8
 
 
 def test_closing_closes_the_backend() -> None:
@@ -493,7 +667,11 @@ class Forks(RuleBasedStateMachine):
         assert self.bank.namespaces() == sorted(self.model)
         for name, held in self.model.items():
             assert self.bank.ids(name).tolist() == list(held)
-        assert len(self.backend.namespaces()) <= len(self.model)
+
+    def teardown(self) -> None:
+        for name in list(self.model):
+            self.bank.drop(name)
+        assert self.backend.nbytes() == 0
 
 
 class PersistentForks(Forks):

@@ -1,0 +1,75 @@
+"""How what is known of a namespace's chunks is written down beside them, so that counters outlive the process."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from memcore.errors import CorruptedError
+from memcore.view import Shelf, View
+
+_PREFIX = "usage/"
+
+
+def record_name(namespace: str) -> str:
+    """Return the name of the record that belongs to a namespace."""
+    return f"{_PREFIX}{namespace}"
+
+
+def pack(view: View, clock: int) -> bytes:
+    """Write a view of one shelf as safetensors."""
+    last_used, retrievals = view.usage[:, : len(view)]
+    highest = int(view.backend_ids[-1]) if len(view) else -1
+    return save(
+        {
+            "ids": view.ids.contiguous(),
+            "backend_ids": view.backend_ids.contiguous(),
+            "last_used": last_used.contiguous(),
+            "retrievals": retrievals.contiguous(),
+            "next_id_clock_highest": torch.tensor([view.next_id, clock, highest]),
+        }
+    )
+
+
+def unpack(record: bytes | None, backend_ids: Tensor, shelf: Shelf) -> tuple[View, int, Tensor]:
+    """Make the view of a shelf from its record and from what the backend holds.
+
+    The backend may be ahead of the record, if it committed more before a crash: chunks with larger ids are taken in as
+    not used yet. Chunks that the record's view had forgotten while others still read them are to go.
+
+    Args:
+        record: what :func:`pack` wrote; None if nothing was.
+        backend_ids: ``[N]`` int64, ascending: what the backend holds.
+        shelf: where that is.
+
+    Returns:
+        The view, the bank's clock when it was written, and the backend ids that nobody knows any more.
+
+    Raises:
+        CorruptedError: the record is not one.
+    """
+    view = View.empty()
+    view.parts = [shelf]
+    if record is None:
+        view.ids = view.backend_ids = backend_ids
+        view.part = torch.zeros_like(backend_ids)
+        view.usage = torch.zeros(2, backend_ids.numel(), dtype=torch.int64)
+        view.next_id = int(backend_ids[-1]) + 1 if backend_ids.numel() else 0
+        return view, 0, backend_ids[:0]
+    try:
+        held = load(record)
+        next_id, clock, highest = held["next_id_clock_highest"].tolist()
+        there = torch.isin(held["backend_ids"], backend_ids)
+        view.ids, view.backend_ids = held["ids"][there], held["backend_ids"][there]
+        view.usage = torch.stack((held["last_used"][there], held["retrievals"][there]))
+    except (SafetensorError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise CorruptedError(f"the record of uses of namespace {shelf.name!r} cannot be read: {error}") from error
+    view.part = torch.zeros_like(view.ids)
+    view.next_id = next_id
+    later = backend_ids > highest
+    view.add(backend_ids[later], clock)
+    view.changed = bool(later.any()) or not bool(there.all())
+    forgotten = backend_ids[~later & ~torch.isin(backend_ids, view.backend_ids)]
+    return view, clock, forgotten
