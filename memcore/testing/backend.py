@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from memcore.chunk import NO_CHUNK, ChunkBatch
+from memcore.backend import PersistentBackend
+from memcore.chunk import NO_CHUNK
 from memcore.errors import (
     BackendError,
     ChunkShapeError,
@@ -19,7 +20,8 @@ from memcore.errors import (
     UnknownChunkError,
     UnknownNamespaceError,
 )
-from memcore.testing.chunks import DTYPES, assert_same_chunks, make_chunks, select
+from memcore.testing.case import BackendCase
+from memcore.testing.chunks import DTYPES, make_chunks, select
 from memcore.testing.machine import BackendMachine
 
 if TYPE_CHECKING:
@@ -29,33 +31,28 @@ if TYPE_CHECKING:
     from memcore.backend import MemoryBackend
 
 
-class BackendTests:
-    """Tests that a backend inherits.
-
-    Attributes:
-        exact: whether few chunks are always searched exactly.
-    """
-
-    exact = True
-
-    def open(self, path: Path) -> MemoryBackend:
-        """Return a backend with nothing in it, which may keep files in this empty folder."""
-        raise NotImplementedError
-
-    def assert_same(self, got: ChunkBatch, want: ChunkBatch) -> None:
-        """Check that chunks fetched are those stored: bit for bit, unless a backend that compresses says otherwise."""
-        assert_same_chunks(got, want)
-
-    @pytest.fixture
-    def backend(self, tmp_path: Path) -> Any:
-        with self.open(tmp_path) as backend:
-            yield backend
+class BackendTests(BackendCase):
+    """Tests that a backend inherits: give ``open`` and, unless it is an in-memory backend, ``raw_payload``."""
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_fetch_gives_back_every_bit(self, backend: MemoryBackend, dtype: torch.dtype) -> None:
         chunks = make_chunks(5, dtype=dtype)
         ids = backend.store("a", chunks)
         self.assert_same(backend.fetch("a", ids), chunks)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_chunks_lie_where_they_are_kept_as_they_were(self, backend: MemoryBackend, dtype: torch.dtype) -> None:
+        chunks = make_chunks(5, dtype=dtype)
+        ids = backend.store("a", chunks)
+        if isinstance(backend, PersistentBackend):
+            backend.flush()
+        for row, (id, length) in enumerate(zip(ids.tolist(), chunks.lengths.tolist(), strict=True)):
+            keys, values = (tensor.cpu() for tensor in self.raw_payload(backend, "a", id))
+            want = select(chunks, slice(row, row + 1))
+            assert keys.shape == (2, length, 4)
+            assert values.shape == (2, length, 3)
+            kept = attrs.evolve(want, keys=keys[None], values=values[None], token_ids=want.token_ids[:, :length])
+            self.assert_same(kept, want)
 
     def test_fetch_keeps_order_and_repeats(self, backend: MemoryBackend) -> None:
         chunks = make_chunks(4)

@@ -43,6 +43,11 @@ def make_chunks(
     )
 
 
+def random_queries(count: int, *, size: int = 5, seed: int = 0) -> torch.Tensor:
+    """Return random queries, ``[count, size]``, that fit :func:`make_chunks`."""
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
 def select(chunks: ChunkBatch, places: Any) -> ChunkBatch:
     """Return the chunks at these places."""
     return ChunkBatch(**{name: value[places] for name, value in attrs.asdict(chunks, recurse=False).items()})

@@ -126,10 +126,14 @@ class BackendMachine(RuleBasedStateMachine):
 
     @invariant()
     def ids_and_counts_agree(self) -> None:
-        names = self.backend.namespaces()
+        self.compare(self.backend)
+
+    def compare(self, backend: MemoryBackend) -> None:
+        """Check that a backend has the ids that the dictionary has."""
+        names = backend.namespaces()
         assert names == sorted(names)
         assert {name for name, held in self.model.items() if held} <= set(names) <= set(self.model)
         for name, held in self.model.items():
-            assert self.backend.ids(name).tolist() == list(held)
-            assert self.backend.count(name) == len(held)
-            assert (self.backend.nbytes(name) > 0) == bool(held)
+            assert backend.ids(name).tolist() == list(held)
+            assert backend.count(name) == len(held)
+            assert (backend.nbytes(name) > 0) == bool(held)

@@ -1,0 +1,55 @@
+"""Names that a careless backend takes for something else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ODD_NAMES: Final = (
+    "",
+    " ",
+    "a",
+    "a ",
+    "A",
+    "aa",
+    "a/b",
+    "a/",
+    "/a",
+    "../a",
+    "..",
+    ".",
+    "a\\b",
+    "C:\\a",
+    "a\0",
+    "a\0b",
+    "\0",
+    "a\nb",
+    "a~1",
+    "~1",
+    "a:b",
+    "a%2Fb",
+    "0",
+    "00",
+    "-1",
+    "None",
+    "null",
+    "*",
+    "a*",
+    "a%",
+    "a_",
+    "'; DROP TABLE chunks; --",
+    '"quoted"',
+    "é",
+    "e\u0301",
+    "ß",
+    "ss",
+    "記憶",
+    "🧠",
+    "\u202ea",
+    "x" * 255,
+    "x" * 256,
+    "x" * 5000,
+    "x" * 5000 + "y",
+    "é" * 300,
+)
+"""Namespaces and records may have any of them, all apart from each other: paths, prefixes, SQL, NUL, long ones, and ones
+that file systems, databases or Unicode normalisation make equal."""
