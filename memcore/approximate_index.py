@@ -35,9 +35,9 @@ class Found:
     """What a :class:`VectorIndex` found for ``Q`` queries, best first.
 
     Attributes:
-        labels: ``[Q, count]`` int64 on the CPU, -1 where no more was found.
-        products: ``[Q, count]`` float32 on the CPU, the inner products of the queries with the vectors as they were
-            added; None if the index knows them only roughly.
+        labels: ``[Q, K]`` int64 on the CPU, -1 where no more was found.
+        products: ``[Q, K]`` float32 on the CPU, the inner products of the queries with the vectors as they were added;
+            None if the index knows them only roughly.
     """
 
     labels: Tensor
@@ -52,9 +52,6 @@ class VectorIndex(ABC):
     called them, and the next one calls ``start``.
     """
 
-    training_vectors: int = 0
-    """How many vectors ``start`` wants as its sample, at most."""
-
     @property
     @abstractmethod
     def dead(self) -> int:
@@ -67,7 +64,7 @@ class VectorIndex(ABC):
         Args:
             size: ``E``.
             count: vectors that are to be added now; more may follow later.
-            sample: ``[n, E]`` float32, ``n`` the smaller of ``training_vectors`` and ``count``: some of them.
+            sample: ``[n, E]`` float32, as many of them as ``sample_size`` says.
         """
 
     @abstractmethod
@@ -92,6 +89,7 @@ class VectorIndex(ABC):
             count: wanted per query, fewer than there are vectors.
 
         Returns:
+            ``K = count``, or more if the index knows the products only roughly: then the best are chosen from these.
             None if it cannot be done, and every vector has to be compared instead. Queries for which fewer are found
             are answered so, too.
         """
@@ -104,8 +102,12 @@ class VectorIndex(ABC):
     def copy(self) -> Self:
         """Return an index with the same vectors that can be changed apart from this one."""
 
+    def sample_size(self, count: int) -> int:
+        """Return how many of ``count`` vectors ``start`` wants to train with; if that is more, it gets all."""
+        return 0
+
     def outgrown(self, count: int) -> bool:
-        """Return whether it should be built anew, as it was not made for ``count`` vectors."""
+        """Return whether all should be built anew, as it was not made for ``count`` vectors, or not for these."""
         return False
 
 
@@ -164,19 +166,17 @@ class ApproximateIndex(SearchIndex):
         found = self.vectors.find(queries, (top_k - 1) * per_chunk + 1)
         if found is None:
             return exact_search(table, queries, top_k)
-        ids = found.labels if per_chunk == 1 else first_distinct(found.labels // per_chunk, top_k)
-        short = ids[:, -1] < 0
+        ids = found.labels
+        if per_chunk > 1:
+            ids = first_distinct(ids // per_chunk, top_k if found.products is not None else ids.shape[1] // per_chunk)
+        short = ids[:, top_k - 1] < 0
         if bool(short.any()):
             # Equal vectors that no link leads to, or lists too small: these queries do without the index.
-            ids[short] = exact_search(table, queries[short.to(queries.device)], top_k).ids
-            return score_chunks(table, queries, ids)
-        if per_chunk > 1 or found.products is None:
-            return score_chunks(table, queries, ids)
-        if coverage.centre is None:
-            return SearchResult(ids=ids, scores=found.products)
-        with torch.autocast(queries.device.type, enabled=False):
-            taken_off = (queries @ coverage.centre).cpu()
-        return SearchResult(ids=ids, scores=found.products + taken_off[:, None])
+            ids[short, :top_k] = exact_search(table, queries[short.to(queries.device)], top_k).ids
+        elif per_chunk == 1 and found.products is not None:
+            return SearchResult(ids=ids, scores=_original(found.products, queries, coverage.centre))
+        result = score_chunks(table, queries, ids)
+        return SearchResult(ids=result.ids[:, :top_k], scores=result.scores[:, :top_k])
 
     def removed(self, ids: Tensor) -> None:
         """Remove the chunks' vectors from the index."""
@@ -238,7 +238,7 @@ class ApproximateIndex(SearchIndex):
         total = chunks * per_chunk
         mean, spread = self._measure(embeddings)
         centre = mean if _is_large(mean, spread) else None
-        sample = self._sample(embeddings, self.vectors.training_vectors)
+        sample = self._sample(embeddings, self.vectors.sample_size(total))
         self.vectors.start(size, total, sample if centre is None else sample - centre)
         return Coverage(vectors_per_chunk=per_chunk, last_id=-1, live=0, centre=centre, unmeasured=0)
 
@@ -281,12 +281,13 @@ def score_chunks(table: ChunkTable, queries: Tensor, ids: Tensor) -> SearchResul
     Args:
         table: what holds the chunks.
         queries: ``[Q, E]`` float32 on the table's device.
-        ids: ``[Q, k]`` int64 on the CPU.
+        ids: ``[Q, k]`` int64 on the CPU, negative where there is none.
 
     Returns:
-        Ids on the CPU and scores on the table's device, ``[Q, k]``.
+        Ids on the CPU and scores on the table's device, ``[Q, k]``; the score of none is ``-inf``.
     """
-    rows = table.rows(ids.flatten()).view_as(ids).to(queries.device)
+    none = ids < 0
+    rows = table.rows(ids.where(~none, table.ids[0]).flatten()).view_as(ids).to(queries.device)
     vectors = table.embeddings
     scores = queries.new_empty(ids.shape)
     step = max(1, _BLOCK // (ids.shape[1] * vectors.shape[1] * vectors.shape[2]))
@@ -294,12 +295,20 @@ def score_chunks(table: ChunkTable, queries: Tensor, ids: Tensor) -> SearchResul
         for at in range(0, len(ids), step):
             part = slice(at, at + step)
             scores[part] = torch.einsum("qkve,qe->qkv", vectors[rows[part]], queries[part]).amax(dim=2)
-    scores, order = scores.sort(dim=1, descending=True)
+    scores, order = scores.masked_fill_(none.to(scores.device), -torch.inf).sort(dim=1, descending=True)
     return SearchResult(ids=ids.gather(1, order.cpu()), scores=scores)
 
 
 def _labels(ids: Tensor, per_chunk: int) -> Tensor:
     return ids if per_chunk == 1 else (ids[:, None] * per_chunk + torch.arange(per_chunk)).flatten()
+
+
+def _original(products: Tensor, queries: Tensor, centre: Tensor | None) -> Tensor:
+    """Return the products with the vectors as they were before the centre was subtracted."""
+    if centre is None:
+        return products
+    with torch.autocast(queries.device.type, enabled=False):
+        return products + (queries @ centre).to(products.device)[:, None]
 
 
 def _is_large(offset: Tensor, spread: Tensor) -> bool:
