@@ -51,5 +51,5 @@ ODD_NAMES: Final = (
     "x" * 5000 + "y",
     "é" * 300,
 )
-"""Namespaces and records may have any of them, all apart from each other: paths, prefixes, SQL, NUL, long ones, and ones
+"""Namespaces and records may have any of them, all apart from each other: paths, prefixes, SQL, NUL, long names, names
 that file systems, databases or Unicode normalisation make equal."""
