@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Self
 
 import attrs
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
+from memcore.compression import BY_TOKEN, Compression, compress, decompress
 from memcore.errors import BackendError, ChunkShapeError, UnknownChunkError
+from memcore.slots import Slots
 
-_COLUMNS: Final = tuple(field.name for field in attrs.fields(ChunkBatch))
-_BY_TOKEN: Final = ("keys", "values", "token_ids")
+_IN_ROWS: Final = ("embeddings", "starts", "lengths", "token_ids")
 
 
 def pad_tokens(chunks: ChunkBatch, width: int) -> ChunkBatch:
@@ -36,29 +38,49 @@ def pad_tokens(chunks: ChunkBatch, width: int) -> ChunkBatch:
 class ChunkTable:
     """``N`` chunks in the order they came, one row each.
 
-    Every field of :class:`ChunkBatch` is one contiguous tensor whose capacity doubles when it is full, so adding is
-    cheap on average and the embeddings can be searched without gathering them. Removing chunks closes the gaps. Rows
-    therefore move; ids do not, and are never given twice.
+    What is small, and the embeddings, which are searched, are contiguous tensors whose capacity doubles when it is
+    full. Removing chunks closes their gaps: rows move, ids do not, and are never given twice. Keys and values lie
+    elsewhere, in :class:`memcore.slots.Slots`, and stay where they are.
 
-    Rows are as wide as the longest chunk ever added; shorter ones are padded at the end.
+    Chunks are as wide as the longest ever added; shorter ones are padded at the end.
 
     Args:
-        device: where the columns live. Ids stay on the CPU.
+        device: where the chunks live. Ids stay on the CPU.
+        compression: ``"none"`` keeps keys and values bit for bit, ``"int8"`` as :mod:`memcore.compression` says.
+        pin_memory: whether chunks are taken out into page-locked memory, from which a copy to a GPU can go on while
+            the CPU does something else. None where CUDA is there; always False for chunks on another device. The
+            columns themselves are not: a GPU never reads them, and the system could not page them out.
+
+    Raises:
+        BackendError: memory is to be pinned and CUDA is not there.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        compression: Compression = "none",
+        pin_memory: bool | None = None,
+    ) -> None:
         self.device = torch.device(device)
+        self.compression: Compression = compression
+        if pin_memory and not torch.cuda.is_available():
+            raise BackendError("pin_memory needs CUDA, which is not there; None pins memory where it is")
+        on_cpu = self.device.type == "cpu"
+        self.pin_memory = on_cpu and (torch.cuda.is_available() if pin_memory is None else pin_memory)
         self._columns: dict[str, Tensor] = {}
-        self._ids = torch.empty(0, dtype=torch.int64)
+        self._payload = Slots(self.device, BY_TOKEN)
+        self._dtype: torch.dtype | None = None
+        self._count = 0
         self._next_id = 0
 
     def __len__(self) -> int:
-        return int(self._ids.numel())
+        return self._count
 
     @property
     def ids(self) -> Tensor:
-        """``[N]`` int64 on the CPU, ascending: the id of each row. Not to be written to."""
-        return self._ids
+        """``[N]`` int64 on the CPU, ascending: the id of each row. Not to be written to, stale at the next change."""
+        return self._columns["ids"][: self._count] if self._columns else torch.empty(0, dtype=torch.int64)
 
     @property
     def embeddings(self) -> Tensor:
@@ -69,12 +91,13 @@ class ChunkTable:
         """
         if not self._columns:
             raise BackendError("a table without chunks has no embeddings")
-        return self._columns["embeddings"][: len(self)]
+        return self._columns["embeddings"][: self._count]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the chunks held, without the room kept free for more."""
-        return sum(len(self) * column[:1].nbytes for column in self._columns.values() if len(column))
+        row = sum(self._columns[name][:1].nbytes for name in _IN_ROWS if self._columns)
+        return self._count * (row + self._payload.row_bytes)
 
     def add(self, chunks: ChunkBatch) -> Tensor:
         """Add ``N`` chunks at the end, as detached copies.
@@ -84,21 +107,32 @@ class ChunkTable:
 
         Raises:
             ChunkShapeError: they do not fit the chunks that came before.
-            BackendError: an embedding is NaN or infinite.
+            BackendError: an embedding is NaN or infinite, or keys or values are and are to be compressed.
         """
         self._check(chunks)
-        count, total = len(chunks), len(self) + len(chunks)
+        count, total = len(chunks), self._count + len(chunks)
         # Rows made in inference mode could never be written to or used in training outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            width = max(chunks.keys.shape[2], self._columns["keys"].shape[2] if self._columns else 0)
-            self._reserve(chunks, total, width)
-            padded = pad_tokens(chunks, width)
-            for name, column in self._columns.items():
-                column[len(self) : total].copy_(getattr(padded, name))
+            payload = {"keys": chunks.keys, "values": chunks.values}
+            if self.compression == "int8":
+                payload = compress(chunks.keys, chunks.values, chunks.lengths)
+            # All room is made before anything changes: running out of memory half way must leave the table as it was.
+            roomy = self._payload.with_room(payload)
+            self._columns = self._with_room(chunks, total, roomy.width)
+            self._payload = roomy
             new = torch.arange(self._next_id, self._next_id + count)
-            self._ids = torch.cat((self._ids, new))
+            self._dtype = chunks.keys.dtype
+            for name in _IN_ROWS:
+                column = self._columns[name][self._count : total]
+                if name == "token_ids" and (width := chunks.token_ids.shape[1]) < column.shape[1]:
+                    column[:, width:] = UNKNOWN_TOKEN
+                    column = column[:, :width]
+                column.copy_(getattr(chunks, name))
+            self._columns["ids"][self._count : total] = new
+            self._columns["slots"][self._count : total] = self._payload.put(payload)
+        self._count = total
         self._next_id += count
-        return new.clone()
+        return new
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the row of each id: ``[N]`` int64 on the CPU.
@@ -109,14 +143,15 @@ class ChunkTable:
         """
         if ids.ndim != 1 or ids.dtype != torch.int64:
             raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
-        ids = ids.cpu()
-        rows = torch.searchsorted(self._ids, ids)
-        known = rows < len(self)
-        known[known.clone()] = self._ids[rows[known]] == ids[known]
+        ids, own = ids.cpu(), self.ids
+        rows = torch.searchsorted(own, ids)
+        known = rows < self._count
+        if self._count:
+            known &= own[rows.clamp(max=self._count - 1)] == ids
         if not bool(known.all()):
             missing = sorted(set(ids[~known].tolist()))
             shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            raise UnknownChunkError(f"no chunk with id {shown} among the {len(self)} stored")
+            raise UnknownChunkError(f"no chunk with id {shown} among the {self._count} stored")
         return rows
 
     def take(self, ids: Tensor) -> ChunkBatch:
@@ -126,10 +161,18 @@ class ChunkTable:
             ChunkShapeError: as in ``rows``.
             UnknownChunkError: as in ``rows``.
         """
-        rows = self.rows(ids).to(self.device)
-        if not self._columns:
+        rows = self.rows(ids)
+        if self._dtype is None:
             raise BackendError("a table without chunks has none to take")
-        return ChunkBatch(**{name: column.index_select(0, rows) for name, column in self._columns.items()})
+        compressed = self.compression == "int8"
+        payload = self._payload.take(self._columns["slots"][rows], pinned=self.pin_memory and not compressed)
+        rows = rows.to(self.device)
+        taken = {name: self._columns[name].index_select(0, rows) for name in _IN_ROWS}
+        if compressed:
+            payload["keys"], payload["values"] = decompress(payload, taken["lengths"], self._dtype)
+            if self.pin_memory:
+                payload = {name: payload[name].pin_memory() for name in ("keys", "values")}
+        return ChunkBatch(keys=payload["keys"], values=payload["values"], **taken)
 
     def remove(self, ids: Tensor) -> Tensor:
         """Remove the chunks with these ids and close the gaps.
@@ -141,27 +184,32 @@ class ChunkTable:
             ChunkShapeError: as in ``rows``.
             UnknownChunkError: as in ``rows``.
         """
-        keep = torch.ones(len(self), dtype=torch.bool)
+        keep = torch.ones(self._count, dtype=torch.bool)
         keep[self.rows(ids)] = False
-        removed = self._ids[~keep]
+        removed = self.ids[~keep]
         if not removed.numel():
             return removed
         with torch.inference_mode(False), torch.no_grad():
+            gone = self._columns["slots"][: self._count][~keep]
             # Rows before the first gap stay where they are.
             first = int(keep.to(torch.int8).argmin())
-            moved = (keep[first:].nonzero().flatten() + first).to(self.device)
+            moved = keep[first:].nonzero().flatten() + first
             for column in self._columns.values():
-                column[first : first + moved.numel()].copy_(column.index_select(0, moved))
-            self._ids = self._ids[keep]
+                column[first : first + moved.numel()].copy_(column.index_select(0, moved.to(column.device)))
+            self._count -= removed.numel()
+            self._payload.free(gone)
         return removed
 
     def copy(self) -> Self:
         """Return a table with copies of these chunks under the same ids, without the free room."""
-        twin = type(self)(self.device)
+        twin = type(self)(self.device, compression=self.compression, pin_memory=self.pin_memory)
         with torch.inference_mode(False), torch.no_grad():
-            twin._columns = {name: column[: len(self)].clone() for name, column in self._columns.items()}
-            twin._ids = self._ids.clone()
-        twin._next_id = self._next_id
+            if self._columns:
+                twin._columns = {name: column[: self._count].clone() for name, column in self._columns.items()}
+                payload = self._payload.take(self._columns["slots"][: self._count])
+                twin._payload = twin._payload.with_room(payload)
+                twin._columns["slots"] = twin._payload.put(payload)
+        twin._dtype, twin._count, twin._next_id = self._dtype, self._count, self._next_id
         return twin
 
     def check_queries(self, queries: Tensor) -> Tensor:
@@ -178,45 +226,56 @@ class ChunkTable:
         fits = queries.ndim == 2 and size in ("E", queries.shape[-1])
         if not fits or queries.dtype != torch.float32:
             raise ChunkShapeError(f"queries must be float32 [Q, {size}], got {queries.dtype} {list(queries.shape)}")
-        if not bool(torch.isfinite(queries).all()):
+        if not all_finite(queries):
             raise BackendError("queries must be finite, got NaN or infinity")
         return queries.detach().to(self.device)
 
     def _check(self, chunks: ChunkBatch) -> None:
-        for name, column in self._columns.items():
-            new: Tensor = getattr(chunks, name)
-            # The number of chunks and, where there is one, of tokens is free.
-            free = (0, 2) if name in ("keys", "values") else (0, 1) if name == "token_ids" else (0,)
-            held = [size for dim, size in enumerate(column.shape) if dim not in free]
-            if held != [size for dim, size in enumerate(new.shape) if dim not in free] or new.dtype != column.dtype:
-                raise ChunkShapeError(
-                    f"{name} {new.dtype} {list(new.shape)} do not fit the namespace, "
-                    f"which holds {column.dtype} {[len(self), *column.shape[1:]]}"
-                )
-        if not bool(torch.isfinite(chunks.embeddings).all()):
+        if self._dtype is not None:
+            payload, rows = self._payload.columns(), self._columns
+            for name in ("keys", "values"):
+                new, held = getattr(chunks, name), payload[name]
+                # The number of chunks and of tokens is free.
+                fits = new.shape[1] == held.shape[1] and new.shape[3] == held.shape[3] and new.dtype == self._dtype
+                self._require(fits, name, new, self._dtype, held)
+            held = rows["embeddings"]
+            self._require(
+                chunks.embeddings.shape[1:] == held.shape[1:], "embeddings", chunks.embeddings, held.dtype, held
+            )
+        if not all_finite(chunks.embeddings):
             raise BackendError("embeddings must be finite, got NaN or infinity")
 
-    def _reserve(self, like: ChunkBatch, rows: int, width: int) -> None:
-        """Make room for ``rows`` rows of ``width`` tokens, keeping what is there."""
-        capacity = len(self._columns["keys"]) if self._columns else 0
-        if self._columns and rows <= capacity and width == self._columns["keys"].shape[2]:
-            return
+    def _require(self, fits: bool, name: str, new: Tensor, dtype: torch.dtype, held: Tensor) -> None:
+        if not fits:
+            raise ChunkShapeError(
+                f"{name} {new.dtype} {list(new.shape)} do not fit the namespace, "
+                f"which holds {dtype} {[self._count, *held.shape[1:]]}"
+            )
+
+    def _with_room(self, like: ChunkBatch, rows: int, width: int) -> dict[str, Tensor]:
+        """Return columns with what is there and room for ``rows`` rows of ``width`` tokens: these, if they have it."""
+        capacity = len(self._columns["ids"]) if self._columns else 0
+        if self._columns and rows <= capacity and width == self._columns["token_ids"].shape[1]:
+            return self._columns
         if rows > capacity:
             capacity = max(rows, 2 * capacity)
+        shapes = {"embeddings": like.embeddings.shape[1:], "token_ids": (width,)}
         grown = {}
-        for name in _COLUMNS:
-            model: Tensor = getattr(like, name)
-            shape = [capacity, *model.shape[1:]]
-            if name in _BY_TOKEN:
-                shape[2 if model.ndim == 4 else 1] = width
-            fill = UNKNOWN_TOKEN if name == "token_ids" else 0
-            column = torch.full(shape, fill, dtype=model.dtype, device=self.device)
+        for name in (*_IN_ROWS, "ids", "slots"):
+            dtype = torch.float32 if name == "embeddings" else torch.int64
+            device = "cpu" if name in ("ids", "slots") else self.device
+            column = torch.empty((capacity, *shapes.get(name, ())), dtype=dtype, device=device)
             if self._columns:
-                old = self._columns[name][: len(self)]
-                room = column[: len(self)]
-                if name in _BY_TOKEN:
-                    room = room.narrow(old.ndim - 2 if old.ndim == 4 else 1, 0, old.shape[2 if old.ndim == 4 else 1])
+                old, room = self._columns[name][: self._count], column[: self._count]
+                if name == "token_ids":
+                    room[:, old.shape[1] :] = UNKNOWN_TOKEN
+                    room = room[:, : old.shape[1]]
                 room.copy_(old)
             grown[name] = column
-        # Assigned last: running out of memory half way must leave the table as it was.
-        self._columns = grown
+        return grown
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no number is NaN or infinite."""
+    # One pass, without a mask in memory. Only a sum that overflows needs the second look.
+    return math.isfinite(tensor.detach().sum().item()) or bool(torch.isfinite(tensor).all())

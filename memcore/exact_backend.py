@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, get_args
 
 import attrs
 import torch
+from attrs.validators import in_, instance_of, optional
 from torch import Tensor
 
 from memcore.chunk import SearchResult
+from memcore.compression import Compression
 from memcore.in_memory import InMemoryBackend, SearchIndex
 
 if TYPE_CHECKING:
@@ -32,14 +34,21 @@ def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult
     vectors = table.embeddings
     # Autocast would compute the products in half precision.
     with torch.autocast(vectors.device.type, enabled=False):
-        scores = queries.new_empty(len(queries), len(table))
         step = max(1, _BLOCK // (len(queries) * vectors.shape[1]))
-        for first in range(0, len(table), step):
-            block = vectors[first : first + step]
-            products = queries @ block.flatten(0, 1).T
-            torch.amax(products.view(len(queries), *block.shape[:2]), dim=2, out=scores[:, first : first + step])
-        best = scores.topk(top_k, dim=1)
+        if step >= len(table):
+            best = _best_of_each(vectors, queries).topk(top_k, dim=1)
+        else:
+            scores = queries.new_empty(len(queries), len(table))
+            for first in range(0, len(table), step):
+                scores[:, first : first + step] = _best_of_each(vectors[first : first + step], queries)
+            best = scores.topk(top_k, dim=1)
     return SearchResult(ids=table.ids[best.indices.cpu()], scores=best.values)
+
+
+def _best_of_each(vectors: Tensor, queries: Tensor) -> Tensor:
+    """Return the largest product of each query with any vector of each chunk, ``[Q, n]``."""
+    products = queries @ vectors.flatten(0, 1).T
+    return products if vectors.shape[1] == 1 else products.view(len(queries), *vectors.shape[:2]).amax(dim=2)
 
 
 class ExactIndex(SearchIndex):
@@ -63,9 +72,15 @@ class ExactOptions:
 
     Attributes:
         device: where chunks live and are searched, e.g. ``"cpu"`` or ``"cuda:0"``.
+        compression: ``"none"`` keeps keys and values bit for bit; ``"int8"`` in one byte a number, with an error of
+            at most half a step, see :mod:`memcore.compression`.
+        pin_memory: whether fetched chunks are in page-locked memory, so that a copy of them to a GPU need not be
+            waited for; None where CUDA is there and the chunks are on the CPU.
     """
 
-    device: str = attrs.field(default="cpu", validator=attrs.validators.instance_of(str))
+    device: str = attrs.field(default="cpu", validator=instance_of(str))
+    compression: Compression = attrs.field(default="none", validator=in_(get_args(Compression)))
+    pin_memory: bool | None = attrs.field(default=None, validator=optional(instance_of(bool)))
 
 
 class ExactBackend(InMemoryBackend):
@@ -81,8 +96,8 @@ class ExactBackend(InMemoryBackend):
     Options = ExactOptions
 
     def __init__(self, options: object) -> None:
-        device = options.device if isinstance(options, ExactOptions) else "cpu"
-        super().__init__(options, device)
+        own = options if isinstance(options, ExactOptions) else ExactOptions()
+        super().__init__(options, own.device, compression=own.compression, pin_memory=own.pin_memory)
 
     def new_index(self) -> SearchIndex:
         """Return an :class:`ExactIndex`."""

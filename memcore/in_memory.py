@@ -13,6 +13,7 @@ from torch import Tensor
 from memcore.backend import MemoryBackend
 from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
 from memcore.chunk_table import ChunkTable
+from memcore.compression import Compression
 from memcore.errors import BackendError, ClosedError, ConfigError, UnknownNamespaceError
 
 
@@ -60,14 +61,23 @@ class InMemoryBackend(MemoryBackend):
     Args:
         options: instance of ``Options``.
         device: where embeddings and payloads live.
+        compression: how payloads are kept, see :class:`memcore.chunk_table.ChunkTable`.
+        pin_memory: whether ``fetch`` returns page-locked memory, see there.
 
     Raises:
-        BackendError: torch cannot use the device.
+        BackendError: torch cannot use the device, or memory is to be pinned and cannot be.
     """
 
     thread_safe: ClassVar[bool] = True
 
-    def __init__(self, options: object, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        options: object,
+        device: str = "cpu",
+        *,
+        compression: Compression = "none",
+        pin_memory: bool | None = None,
+    ) -> None:
         if not isinstance(options, self.Options):
             raise ConfigError(
                 f"{type(self).__name__} takes {self.Options.__qualname__}, got {type(options).__qualname__}"
@@ -76,6 +86,7 @@ class InMemoryBackend(MemoryBackend):
             self.device = torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
             raise BackendError(f"cannot keep chunks on device {device!r}: {error}") from error
+        self._nothing = ChunkTable(self.device, compression=compression, pin_memory=pin_memory)
         self._namespaces: dict[str, _Namespace] = {}
         self._closed = False
         self._lock = RLock()
@@ -88,7 +99,7 @@ class InMemoryBackend(MemoryBackend):
         """Add chunks: see :meth:`memcore.backend.MemoryBackend.store`."""
         with self._lock:
             self._check_open()
-            found = self._namespaces.get(namespace) or _Namespace(ChunkTable(self.device), self.new_index())
+            found = self._namespaces.get(namespace) or _Namespace(self._nothing.copy(), self.new_index())
             ids = found.table.add(chunks)
             self._namespaces[namespace] = found
             return ids
@@ -100,12 +111,15 @@ class InMemoryBackend(MemoryBackend):
             if top_k < 1:
                 raise ConfigError(f"top_k must be at least 1, got {top_k}")
             found = self._namespaces.get(namespace)
-            table = found.table if found else ChunkTable(self.device)
+            table = found.table if found else self._nothing
             queries = table.check_queries(queries)
+            k = min(top_k, len(table)) if len(queries) else 0
+            if found and k == top_k:
+                result = found.index.search(table, queries, k)
+                return SearchResult(ids=result.ids.cpu(), scores=result.scores.cpu())
             ids = torch.full((len(queries), top_k), NO_CHUNK)
             scores = torch.full((len(queries), top_k), -torch.inf)
-            if found and len(table) and len(queries):
-                k = min(top_k, len(table))
+            if found and k:
                 result = found.index.search(table, queries, k)
                 ids[:, :k] = result.ids
                 scores[:, :k] = result.scores

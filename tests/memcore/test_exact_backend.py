@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 import torch
+from int8_tolerance import Int8Tests
 
 from memcore import exact_backend
 from memcore.backend import NoOptions
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 class TestContract(BackendTests):
     def open(self, path: Path) -> ExactBackend:
         return ExactBackend(ExactOptions())
+
+
+class TestContractOfInt8(Int8Tests):
+    def open(self, path: Path) -> ExactBackend:
+        return ExactBackend(ExactOptions(compression="int8"))
 
 
 def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,25 +47,6 @@ def test_chunks_survive_growth_and_compaction() -> None:
         backend.evict("a", own)
     for own, batch in zip(ids[1::2], batches[1::2], strict=True):
         assert_same_chunks(backend.fetch("a", own), batch)
-
-
-def test_a_failed_growth_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = ExactBackend(ExactOptions())
-    chunks = make_chunks(2)
-    ids = backend.store("a", chunks)
-    allocate, calls = torch.full, iter(range(100))
-
-    def run_out(*args: object, **kwargs: object) -> torch.Tensor:
-        if next(calls) == 2:
-            raise torch.OutOfMemoryError("no memory left")
-        return allocate(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "full", run_out)
-        with pytest.raises(torch.OutOfMemoryError):
-            backend.store("a", make_chunks(5, width=9))
-    assert_same_chunks(backend.fetch("a", ids), chunks)
-    assert backend.store("a", make_chunks(1)).tolist() == [2]
 
 
 def test_equal_chunks_are_all_found() -> None:
@@ -88,6 +75,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def test_options_of_another_backend_are_refused() -> None:
     with pytest.raises(ConfigError, match="ExactOptions"):
         ExactBackend(NoOptions())
+
+
+@pytest.mark.parametrize("options", [{"compression": "int4"}, {"pin_memory": 1}])
+def test_options_that_are_none_are_refused(options: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+        ExactOptions(**options)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,0 +1,156 @@
+"""Room for rows of tensors that stay where they were put: what a table keeps its payloads in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES: Final = 1 << 26
+"""Size at which a block stops growing, 64 MB: enough that most fetches find all in one or two."""
+
+
+class Slots:
+    """Rows of several columns, each row in a numbered slot of its own until it is freed.
+
+    Payloads are large, so they are not moved: neither to close the gaps that removed rows leave, which the next rows
+    fill, nor to make room for more. Only the first block grows, by doubling, until it is full size; then blocks are
+    added.
+
+    Args:
+        device: where the rows live.
+        by_token: columns whose dimension 2 is tokens, which is as wide as the longest row ever added.
+    """
+
+    def __init__(self, device: torch.device, by_token: Collection[str]) -> None:
+        self.device = device
+        self.width = 0
+        self._by_token = by_token
+        self._blocks: list[dict[str, Tensor]] = []
+        self._per_block = 0
+        self._used = 0  # slots handed out or free again; those behind are fresh
+        self._free = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in all columns, 0 before there was room for any."""
+        return sum(column[:1].nbytes for column in self._blocks[0].values()) if self._blocks else 0
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the first block, which shows dtypes and, except for dimension 0, shapes."""
+        return self._blocks[0] if self._blocks else {}
+
+    def with_room(self, rows: Mapping[str, Tensor]) -> Slots:
+        """Return slots with the same rows and room for these, so that ``put`` cannot fail: itself or what replaces it.
+
+        Args:
+            rows: as for ``put``.
+        """
+        width = max(self.width, *(row.shape[2] for name, row in rows.items() if name in self._by_token))
+        wanted = max(1, self._used + max(0, len(next(iter(rows.values()))) - len(self._free)))
+        capacity = sum(len(next(iter(block.values()))) for block in self._blocks)
+        if width == self.width and wanted <= capacity:
+            return self
+        roomy = Slots(self.device, self._by_token)
+        row_bytes = sum(row.shape[1:].numel() * row.itemsize for row in rows.values())
+        roomy.width, roomy._used, roomy._free = width, self._used, self._free
+        roomy._per_block = self._per_block or max(1, _BLOCK_BYTES // max(1, row_bytes))
+        first = min(capacity, roomy._per_block)
+        if wanted > first:
+            first = min(roomy._per_block, max(wanted, 2 * first))
+        sizes = [first] + [roomy._per_block] * (-(-max(wanted, capacity) // roomy._per_block) - 1)
+        for place, size in enumerate(sizes):
+            old = self._blocks[place] if place < len(self._blocks) else {}
+            as_it_is = old and width == self.width and len(next(iter(old.values()))) == size
+            roomy._blocks.append(old if as_it_is else self._resized(old, rows, size, width))
+        return roomy
+
+    def put(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Add rows for which there is room.
+
+        Args:
+            rows: ``N`` rows of every column, on any device; columns by token may be narrower than ``width`` and are
+                filled up with 0.
+
+        Returns:
+            Their slots, ``[N]`` int64 on the CPU.
+        """
+        count = len(next(iter(rows.values())))
+        again, self._free = self._free[:count], self._free[count:]
+        fresh = torch.arange(self._used, self._used + count - len(again))
+        self._used += len(fresh)
+        slots = torch.cat((again, fresh)) if len(again) else fresh
+        for part, block, local in self._runs(slots):
+            low, length = int(local[0]), len(local)
+            together = bool((local.diff() == 1).all())
+            index = None if together else local.to(self.device)
+            for name, row in rows.items():
+                column, missing = block[name], self.width - row.shape[2] if name in self._by_token else 0
+                if index is None:
+                    column = column[low : low + length]
+                if missing:
+                    padding, column = column.narrow(2, row.shape[2], missing), column.narrow(2, 0, row.shape[2])
+                    _ = padding.zero_() if index is None else padding.index_fill_(0, index, 0)
+                if index is None:
+                    column.copy_(row[part])
+                else:
+                    column.index_copy_(0, index, row[part].to(self.device))
+        return slots
+
+    def take(self, slots: Tensor, *, pinned: bool = False) -> dict[str, Tensor]:
+        """Copy out the rows in these slots, ``[N]`` int64 on the CPU, in this order, repeats allowed.
+
+        Args:
+            slots: where the rows are.
+            pinned: return them in page-locked memory.
+        """
+        taken = {
+            name: torch.empty(
+                (len(slots), *column.shape[1:]), dtype=column.dtype, device=self.device, pin_memory=pinned
+            )
+            for name, column in self.columns().items()
+        }
+        for part, block, local in self._runs(slots):
+            index = local.to(self.device)
+            for name, column in block.items():
+                torch.index_select(column, 0, index, out=taken[name][part])
+        return taken
+
+    def free(self, slots: Tensor) -> None:
+        """Give these slots, ``[N]`` int64 on the CPU without repeats, to the rows that come next."""
+        self._free = torch.cat((self._free, slots)).sort().values
+
+    def _runs(self, slots: Tensor) -> Iterator[tuple[slice, dict[str, Tensor], Tensor]]:
+        """Divide slots into runs in one block: yield their places, the block, and the slots counted from its start."""
+        if not len(slots):
+            return
+        if len(self._blocks) == 1:
+            yield slice(0, len(slots)), self._blocks[0], slots
+            return
+        numbers, counts = torch.unique_consecutive(slots // self._per_block, return_counts=True)
+        first = 0
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            part = slice(first, first + count)
+            yield part, self._blocks[number], slots[part] - number * self._per_block
+            first += count
+
+    def _resized(
+        self, old: Mapping[str, Tensor], like: Mapping[str, Tensor], count: int, width: int
+    ) -> dict[str, Tensor]:
+        """Return a block of ``count`` rows of ``width`` tokens with what is in ``old``."""
+        block = {}
+        for name, row in like.items():
+            shape = [count, *row.shape[1:]]
+            if name in self._by_token:
+                shape[2] = width
+            column = torch.empty(shape, dtype=row.dtype, device=self.device)
+            if old:
+                room = column[: len(old[name])]
+                if name in self._by_token and old[name].shape[2] < width:
+                    room.narrow(2, old[name].shape[2], width - old[name].shape[2]).zero_()
+                    room = room.narrow(2, 0, old[name].shape[2])
+                room.copy_(old[name])
+            block[name] = column
+        return block
