@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from memcore.embedder import ChunkEmbedder
     from memcore.eviction import ChunkUsage, EvictionPolicy
     from memcore.hookspecs import Component, hookimpl
+    from memcore.session import Session
+    from memcore.session_store import SessionInfo
 
 __version__ = "0.1.0"
 
@@ -63,6 +65,8 @@ _HOMES = {  # where the names that cost an import of torch or of the configurati
     "memcore.embedder": ("ChunkEmbedder",),
     "memcore.eviction": ("ChunkUsage", "EvictionPolicy"),
     "memcore.hookspecs": ("Component", "hookimpl"),
+    "memcore.session": ("Session",),
+    "memcore.session_store": ("SessionInfo",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -92,7 +96,9 @@ __all__ = [
     "PluginError",
     "ReadOnlyError",
     "SearchResult",
+    "Session",
     "SessionError",
+    "SessionInfo",
     "SessionMismatchError",
     "UnknownChunkError",
     "UnknownNameError",

@@ -130,7 +130,7 @@ class MemoryBank:
             self._check_writable(namespace)
             view = self._find(namespace)
             created = view is None
-            view = view or View.empty()
+            view = View.empty() if view is None else view  # one that is empty counts as false
             shelf = self._shelves.open_for(view, namespace)
             backend_ids = shelf.backend.store(shelf.name, chunks)
             if created:

@@ -6,11 +6,12 @@ import contextlib
 import copy
 import itertools
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from memcore.bank import MemoryBank
 from memcore.errors import ClosedError, UnsupportedCacheError
@@ -36,10 +37,17 @@ class MemoryCache(DynamicCache):
     window: LocalWindow | None
     row_names: list[str]
 
-    def __init__(self, memory: Memory) -> None:
-        """Make an empty cache for the model that ``memory`` belongs to."""
+    def __init__(self, memory: Memory, row_names: Sequence[str] = ()) -> None:
+        """Make an empty cache.
+
+        Args:
+            memory: of the model that it is for.
+            row_names: names of the rows' memories in the bank, which then stay when the cache goes; by default rows
+                have names of their own.
+        """
         super().__init__(config=memory.text_config)
         self._remember(memory)
+        self.row_names = list(row_names)
 
     @classmethod
     def adopt(cls, cache: object, memory: Memory) -> MemoryCache:
@@ -99,7 +107,10 @@ class MemoryCache(DynamicCache):
         batch = int(new.live.shape[0])
         if self.window is None:
             self.window = LocalWindow(self.memory.config, batch)
-            self.row_names = [self._new_row() for _ in range(batch)]
+            self.row_names = self.row_names or [self._new_row() for _ in range(batch)]
+            if len(self.row_names) != batch:
+                self.window = None
+                raise UnsupportedCacheError(f"past_key_values is for {len(self.row_names)} sequences, got {batch}")
             for layer in self.memory_layers:
                 layer.window = self.window
         elif self.window.batch != batch:
@@ -179,6 +190,45 @@ class MemoryCache(DynamicCache):
         self.recalled.clear()
         super().reset()  # type: ignore[no-untyped-call]
 
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the cache holds beside the bank, between two pieces, for :meth:`from_state`: detached copies.
+
+        Raises:
+            UnsupportedCacheError: it is empty, or was left half-filled.
+        """
+        if self.window is None or self.window.under_way:
+            raise UnsupportedCacheError("only a cache that holds tokens, between two forwards, has a state to keep")
+        tensors = {f"window.{name}": tensor for name, tensor in self.window.state().items()}
+        for index, layer in enumerate(self.layers):
+            state = layer.state() if isinstance(layer, MemoryLayer) else _local_state(layer)
+            tensors |= {f"layer{index}.{name}": tensor for name, tensor in state.items()}
+        return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_state(
+        cls, memory: Memory, state: Mapping[str, Tensor], row_names: Sequence[str], device: torch.device
+    ) -> MemoryCache:
+        """Return the cache that :meth:`state` described.
+
+        Args:
+            memory: a memory with the same layers and configuration.
+            state: its tensors.
+            row_names: names of the rows' memories in the bank.
+            device: where the model's layers are.
+
+        Raises:
+            KeyError: something is missing from the state.
+        """
+        cache = cls(memory, row_names)
+        cache.window = LocalWindow.from_state(memory.config, _part(state, "window."))
+        for index, layer in enumerate(cache.layers):
+            own = {name: tensor.to(device) for name, tensor in _part(state, f"layer{index}.").items()}
+            if isinstance(layer, MemoryLayer):
+                layer.load_state(own, cache.window)
+                continue
+            _load_local_state(layer, own)
+        return cache
+
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
         """Copy the cache; the copy's memory is its own, and shares storage until one of the two changes."""
         twin = MemoryCache(self.memory)
@@ -210,6 +260,28 @@ class MemoryCache(DynamicCache):
         for layer in self.memory_layers:
             self.memory.bank.drop(layer.setup.namespace(name))
             self._owned.discard(layer.setup.namespace(name))
+
+
+def _local_state(layer: object) -> dict[str, Tensor]:
+    """Return the state of a layer without memory, such as one with sliding attention."""
+    if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+        raise UnsupportedCacheError(f"the state of a cache with a {type(layer).__name__} cannot be kept")
+    state = {"keys": layer.keys, "values": layer.values}
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        state["cumulative_length"] = torch.tensor(layer.cumulative_length)
+    return state
+
+
+def _load_local_state(layer: object, state: Mapping[str, Tensor]) -> None:
+    assert isinstance(layer, DynamicLayer)
+    layer.lazy_initialization(state["keys"], state["values"])
+    layer.keys, layer.values = state["keys"], state["values"]
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = int(state["cumulative_length"])
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _drop(bank: MemoryBank, namespaces: set[str]) -> None:

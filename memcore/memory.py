@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +18,7 @@ from memcore.options import structure_options
 from memcore.plugins import PluginHooks, registry
 from memcore.retriever import LayerSetup
 from memcore.rotary import RotaryGeometry
+from memcore.session_store import SessionStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -46,6 +48,8 @@ class Memory:
         text_config: the decoder's transformers configuration.
         layer_setups: one for each layer with global attention.
         progress: called with (tokens done, tokens in all) after each piece of an input that is processed in several.
+        question_tokens: tokens at the end of a long input that pass one at a time.
+        sessions: the memories that have a name.
     """
 
     def __init__(
@@ -102,11 +106,28 @@ class Memory:
         ]
         self._geometries = geometries
         self.progress: Callable[[int, int], None] | None = None
+        self.question_tokens = config.question_tokens
+        self.sessions = SessionStore(self.bank)
         self._latest: dict[int, list[Recalled | None]] = {}
 
     def new_cache(self) -> MemoryCache:
         """Return an empty cache to pass as ``past_key_values``."""
         return MemoryCache(self)
+
+    @contextmanager
+    def reading(self, progress: Callable[[int, int], None] | None = None, *, question: bool = True) -> Iterator[None]:
+        """Tell how far a long input is, and whether it ends in a question, while in this context.
+
+        Args:
+            progress: see the attribute.
+            question: False for a text that nothing is asked in yet: its last tokens need no retrievals of their own.
+        """
+        self.progress = progress
+        self.question_tokens = self.config.question_tokens if question else 0
+        try:
+            yield
+        finally:
+            self.progress, self.question_tokens = None, self.config.question_tokens
 
     def used(self, cache: MemoryCache) -> None:
         """Note which cache was used last; :meth:`passages` looks there by default."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import attrs
 import torch
@@ -274,6 +275,46 @@ class MemoryLayer(DynamicLayer):
         super().reset()
         self.window = None
         self._forget_everything()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a layer needs to go on between two pieces, for :meth:`load_state`."""
+        tensors = {"keys": self.keys, "values": self.values, "recent": self._retriever.recent}
+        tensors["prefix_live"] = self._prefix_live
+        tensors["sink_keys"], tensors["sink_values"] = self._sinks or (None, None)
+        tensors["prefix_keys"], tensors["prefix_values"] = self._prefix or (None, None)
+        for row, found in enumerate(self.recalled.get(self.setup.index, ())):
+            if found is not None:
+                tensors |= {f"recalled.{row}.{name}": value for name, value in attrs.asdict(found).items()}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def load_state(self, state: Mapping[str, Tensor], window: LocalWindow) -> None:
+        """Become the layer that :meth:`state` described.
+
+        Args:
+            state: its tensors, those of the model's data on the layer's device.
+            window: the cache's, restored.
+
+        Raises:
+            KeyError: something is missing from the state.
+        """
+
+        def pair(name: str) -> tuple[Tensor, Tensor] | None:
+            return (state[f"{name}_keys"], state[f"{name}_values"]) if f"{name}_keys" in state else None
+
+        self.lazy_initialization(state["keys"], state["values"])
+        self.keys, self.values = state["keys"], state["values"]
+        self.window = window
+        self._sinks, self._prefix = pair("sink"), pair("prefix")
+        self._prefix_live = state["prefix_live"].cpu() if "prefix_live" in state else None
+        self._retriever.recent = state.get("recent")
+        rows: list[Recalled | None] = [
+            Recalled(**{field: state[f"recalled.{row}.{field}"].cpu() for field in ("ids", "starts", "token_ids")})
+            if f"recalled.{row}.ids" in state
+            else None
+            for row in range(window.batch)
+        ]
+        if any(rows):
+            self.recalled[self.setup.index] = rows
 
     def copy_for(self, window: LocalWindow | None, recalled: dict[int, list[Recalled | None]]) -> MemoryLayer:
         """Return a copy for another cache; the two share no tensor that either changes in place."""

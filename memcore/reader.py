@@ -50,15 +50,59 @@ class Answer:
 
     Attributes:
         text: the generated text, without special tokens.
+        token_ids: ``[T]`` int64, what was generated.
         seconds: from the question to the last token.
-        tokens: how many were generated.
         passages: the chunks attended to at the latest retrieval, empty without a memory.
     """
 
     text: str
+    token_ids: Tensor = attrs.field(eq=False)
     seconds: float
-    tokens: int
     passages: tuple[Passage, ...] = ()
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    read: Tensor,
+    question: Tensor,
+    cache: Any,
+    max_new_tokens: int,
+    **generation: Any,
+) -> Answer:
+    """Generate from a cache that holds a text, and a question after it.
+
+    Args:
+        model: the model, wrapped or not.
+        tokenizer: its tokenizer; without one the answer has no text.
+        read: ``[1, T]`` token ids that the cache holds.
+        question: ``[1, T]`` token ids, at least one.
+        cache: ``past_key_values``, which is used up.
+        max_new_tokens: longest answer.
+        **generation: more arguments of ``generate()``.
+    """
+    begun = time.perf_counter()
+    prompt = torch.cat([each.to(model.device) for each in (read, question)], dim=1)
+    if tokenizer is not None:
+        generation.setdefault("pad_token_id", tokenizer.pad_token_id)
+    generation.setdefault("do_sample", False)
+    generated: Any = model.generate(  # type: ignore[operator]
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        past_key_values=cache,
+        max_new_tokens=max_new_tokens,
+        **generation,
+    )
+    new = generated[0, prompt.shape[1] :]
+    memory = getattr(model, "memory", None)
+    return Answer(
+        text="" if tokenizer is None else str(tokenizer.decode(new, skip_special_tokens=True)),
+        token_ids=new.cpu(),
+        seconds=time.perf_counter() - begun,
+        passages=tuple(memory.passages()) if memory is not None else (),
+    )
 
 
 class Reader:
@@ -103,11 +147,8 @@ class Reader:
         total = ids.shape[1]
         begun = time.perf_counter()
         if memory is not None:
-            memory.progress = progress
-            try:
+            with memory.reading(progress, question=False):
                 cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-            finally:
-                memory.progress = None
         else:
             from transformers import DynamicCache
 
@@ -124,7 +165,6 @@ class Reader:
         self.tokens = total
         self._read, self._cache = ids, cache
 
-    @torch.no_grad()
     def ask(self, question: Tensor, *, max_new_tokens: int) -> Answer:
         """Go on from the text with a question.
 
@@ -132,21 +172,11 @@ class Reader:
             question: ``[1, T]`` token ids, at least one.
             max_new_tokens: longest answer.
         """
-        begun = time.perf_counter()
-        prompt = torch.cat([self._read, question.to(self._read)], dim=1)
-        generated: Any = self._model.generate(  # type: ignore[operator]
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            past_key_values=copy.deepcopy(self._cache),
+        return answer(
+            self._model,
+            self._tokenizer,
+            read=self._read,
+            question=question,
+            cache=copy.deepcopy(self._cache),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        new = generated[0, prompt.shape[1] :]
-        memory = getattr(self._model, "memory", None)
-        return Answer(
-            text=str(self._tokenizer.decode(new, skip_special_tokens=True)),
-            seconds=time.perf_counter() - begun,
-            tokens=int(new.numel()),
-            passages=tuple(memory.passages()) if memory is not None else (),
         )

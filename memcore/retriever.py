@@ -12,6 +12,7 @@ from memcore.config import MemoryConfig
 from memcore.embedder import ChunkEmbedder, RecentQueries
 from memcore.embedders import exact_votes
 from memcore.rotary import RotaryGeometry, unrotate
+from memcore.session_store import layer_namespace
 from memcore.window import LocalWindow
 
 
@@ -37,7 +38,7 @@ class LayerSetup:
 
     def namespace(self, row_name: str) -> str:
         """Return the bank's namespace for one row of this layer."""
-        return f"{row_name}/layer{self.index}"
+        return layer_namespace(row_name, self.index)
 
 
 def take_columns(x: Tensor, order: Tensor) -> Tensor:
@@ -47,24 +48,28 @@ def take_columns(x: Tensor, order: Tensor) -> Tensor:
 
 
 class Retriever:
-    """Keeps the latest queries of a layer and finds chunks by them. Tensors are replaced, never written to."""
+    """Keeps the latest queries of a layer and finds chunks by them. Tensors are replaced, never written to.
+
+    Attributes:
+        recent: ``[B, Hq, R, D]``, the queries as the model rotated them; None before the first.
+    """
 
     def __init__(self, setup: LayerSetup) -> None:
         """Start without queries."""
         self.setup = setup
-        self._recent: Tensor | None = None  # [B, Hq, R, D], as the model rotated them
+        self.recent: Tensor | None = None
 
     def note(self, query: Tensor, window: LocalWindow) -> None:
         """Remember the latest of these queries, ``[B, Hq, T, D]`` rotated."""
         query, count = query.detach(), len(window.recent_after)
         if window.recent_order is None:
             if query.shape[2] < count:
-                assert self._recent is not None
-                query = torch.cat((self._recent, query), dim=2)
-            self._recent = query[:, :, query.shape[2] - count :].clone()
+                assert self.recent is not None
+                query = torch.cat((self.recent, query), dim=2)
+            self.recent = query[:, :, query.shape[2] - count :].clone()
         else:
-            both = query if self._recent is None else torch.cat((self._recent, query), dim=2)
-            self._recent = take_columns(both, window.recent_order)
+            both = query if self.recent is None else torch.cat((self.recent, query), dim=2)
+            self.recent = take_columns(both, window.recent_order)
 
     def retrieve(
         self, window: LocalWindow, row: int, row_name: str, *, kv_heads: int, scaling: float
@@ -81,11 +86,11 @@ class Retriever:
         """
         config, bank, geometry = self.setup.config, self.setup.bank, self.setup.geometry
         namespace = self.setup.namespace(row_name)
-        if self._recent is None or bank.count(namespace) == 0:
+        if self.recent is None or bank.count(namespace) == 0:
             return None
         recent = window.recent_after if window.new == 1 else window.recent
         live = recent.live[row]
-        queries = self._recent[row][:, live.to(self._recent.device)].float() * scaling  # [Hq, R, D]
+        queries = self.recent[row][:, live.to(self.recent.device)].float() * scaling  # [Hq, R, D]
         if geometry is not None:
             queries = unrotate(queries, recent.positions[row, live] - config.distance, geometry)
             queries = queries * geometry.attention_scaling**2  # the logits the model would see, of unscaled keys
@@ -108,10 +113,10 @@ class Retriever:
 
     def select_rows(self, index: Tensor) -> None:
         """Keep the rows ``index``, in that order, repeats allowed."""
-        if self._recent is not None:
-            self._recent = self._recent[index.to(self._recent.device)]
+        if self.recent is not None:
+            self.recent = self.recent[index.to(self.recent.device)]
 
     def crop(self, window: LocalWindow) -> None:
         """Forget the queries of tokens that the window has taken back."""
-        if self._recent is not None:
-            self._recent = self._recent[:, :, : len(window.recent)]
+        if self.recent is not None:
+            self.recent = self.recent[:, :, : len(window.recent)]

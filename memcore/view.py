@@ -26,8 +26,8 @@ class Shelf:
 
     backend: MemoryBackend
     name: str
-    writer: View | None = None
-    readers: set[View] = attrs.field(factory=set)
+    writer: View | None = attrs.field(default=None, repr=False)
+    readers: set[View] = attrs.field(factory=set, repr=False)
     ragged: bool = False
 
 
@@ -48,7 +48,7 @@ class View:
         changed: whether anything changed since its record was written.
     """
 
-    parts: list[Shelf]
+    parts: list[Shelf] = attrs.field(repr=False)
     ids: Tensor
     part: Tensor
     backend_ids: Tensor

@@ -5,6 +5,9 @@ One window serves all layers of a cache. It lives on the CPU, whatever device th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 import attrs
 import torch
 from torch import Tensor
@@ -94,6 +97,10 @@ class Columns:
             return None
         order = self.live.int().argsort(dim=1, stable=True)
         return None if bool((order == torch.arange(len(self))).all()) else order
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the three tensors by name."""
+        return dict(self._tensors())
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         return [("live", self.live), ("positions", self.positions), ("token_ids", self.token_ids)]
@@ -239,6 +246,32 @@ class LocalWindow:
         """Close the piece: its tokens count as recent from now on."""
         self.recent, self.recent_order = self.recent_after, None
         self.under_way = False
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a window needs to go on between two pieces, for :meth:`from_state`."""
+        counts = torch.tensor([self.seen, int(self.active), self._since_retrieval, self._raw])
+        columns = {"columns": self.columns, "sinks": self.sinks, "recent": self.recent}
+        return {"counts": counts} | {
+            f"{name}.{field}": tensor for name, each in columns.items() for field, tensor in each.state().items()
+        }
+
+    @classmethod
+    def from_state(cls, config: MemoryConfig, state: Mapping[str, Tensor]) -> Self:
+        """Return the window that :meth:`state` described.
+
+        Raises:
+            KeyError: something is missing from the state.
+        """
+
+        def columns(name: str) -> Columns:
+            return Columns(**{field: state[f"{name}.{field}"] for field in ("live", "positions", "token_ids")})
+
+        window = cls(config, batch=int(state["columns.live"].shape[0]))
+        window.seen, active, window._since_retrieval, window._raw = state["counts"].tolist()
+        window.active = bool(active)
+        window.columns, window.sinks, window.recent = (columns(name) for name in ("columns", "sinks", "recent"))
+        window.recent_after = window.recent
+        return window
 
     def crop(self, tokens: int) -> None:
         """Take back the last ``tokens`` columns.

@@ -60,7 +60,7 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
     seen = cache.seen
     new = _columns(source, kwargs.get("attention_mask"), kwargs.get("position_ids"), seen)
     config = memory.config
-    cut = pieces(tokens, seen, room=room, segment=config.segment_length, question_tokens=config.question_tokens)
+    cut = pieces(tokens, seen, room=room, segment=config.segment_length, question_tokens=memory.question_tokens)
     spans = list(cut)
     if seen + tokens > room:
         _check(kwargs, decoder)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memcore.cli.output import console, errors, memory_config, quiet_transformers, reading_progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 def ask(
@@ -45,22 +44,22 @@ def ask(
         raise UnsupportedInputError("a question is empty")
     with errors.status("Loading the model ..."):
         from memcore.adapter import wrap
+        from memcore.prompt import closing, opening
         from memcore.reader import Reader, load_model
 
         quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory)
-    prompts = [_prompt(tokenizer, text, each) for each in question]
     reader = Reader(loaded, tokenizer)
     with reading_progress() as start:
-        read = prompts[0][0]
+        read = opening(tokenizer, text)
         reader.read(read, start("reading", read.shape[1]))
     errors.print(
         f"read {reader.tokens:,} tokens in {reader.seconds:.1f} s ({reader.tokens / reader.seconds:,.0f} tok/s)",
         style="dim",
     )
-    for asked, (_, ids) in zip(question, prompts, strict=True):
-        answer = reader.ask(ids, max_new_tokens=max_new_tokens)
+    for asked in question:
+        answer = reader.ask(closing(tokenizer, asked), max_new_tokens=max_new_tokens)
         if len(question) > 1:
             console.print(asked, style="bold")
         console.print(answer.text.strip(), soft_wrap=True)
@@ -69,23 +68,3 @@ def ask(
                 excerpt = " ".join(str(tokenizer.decode(passage.token_ids.clamp_min(0))).split())
                 where = f"  [{passage.start:,}, layers {', '.join(map(str, passage.layers))}]"
                 console.print(f"{where} {excerpt}", style="dim", soft_wrap=True)
-
-
-def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, question: str) -> tuple[Tensor, Tensor]:
-    """Return what is read once, the same for every question, and what is asked: ``[1, T]`` token ids each."""
-
-    def encode(part: str, special: bool) -> Tensor:
-        encoded: Any = tokenizer(part, add_special_tokens=special, return_tensors="pt")
-        ids: Tensor = encoded["input_ids"]
-        return ids
-
-    if not tokenizer.chat_template:
-        return encode(text.rstrip() + "\n\n", True), encode(question, False)
-    content = f"{text.strip()}\n\n{question.strip()}"
-    rendered = str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-    )
-    begin = rendered.rindex(question.strip())
-    return encode(rendered[:begin], False), encode(rendered[begin:], False)

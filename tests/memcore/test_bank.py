@@ -477,6 +477,17 @@ def test_a_damaged_record_of_uses_is_named() -> None:
         again.count("a")
 
 
+def test_a_namespace_that_was_emptied_goes_on() -> None:
+    bank, _ = make_bank()
+    bank.store("a", make_chunks(3))
+    bank.truncate("a", 0)
+    assert bank.count("a") == 0
+    bank.truncate("a", 0)
+    assert bank.next_id("a") == 3
+    assert bank.store("a", make_chunks(2)).tolist() == [3, 4]
+    assert bank.ids("a").tolist() == [3, 4]
+
+
 def test_what_a_fork_forgot_does_not_come_back() -> None:
     backend = Persistent()
     bank, _ = make_bank(capacity=4, backend=backend)

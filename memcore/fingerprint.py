@@ -1,0 +1,49 @@
+"""Short digests of a model and of a tokenizer, by which a session knows those it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SAMPLE: Final = 16
+"""Values looked at in each weight."""
+
+_VOLATILE: Final = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Fields of a model's configuration that change with the way it is loaded, and not what it computes."""
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Return 16 hexadecimal digits that tell this model, in this precision, from others.
+
+    They depend on the configuration and, of every weight, on its name, shape, dtype and a sample of its values. So a
+    fine-tuned model differs from the one it came from, unless training left every value sampled as it was.
+    """
+    digest = hashlib.sha256()
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _VOLATILE}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+            if weight.numel() and weight.device.type != "meta":
+                places = torch.linspace(0, weight.numel() - 1, _SAMPLE, device=weight.device).long()
+                digest.update(weight.detach().flatten()[places].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return 16 hexadecimal digits that tell this tokenizer from others that would cut or number a text differently."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        description: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        description = json.loads(backend.to_str())
+        for name in ("padding", "truncation"):  # settings of the latest call
+            description.pop(name, None)
+    text = json.dumps([description, sorted(map(str, tokenizer.all_special_tokens))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

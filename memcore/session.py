@@ -1,0 +1,331 @@
+"""Named sessions: a memory that is filled once and asked many times, by this process or another."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+
+from memcore.cache import MemoryCache
+from memcore.errors import (
+    CorruptedError,
+    NotWrappedError,
+    ReadOnlyError,
+    SessionError,
+    SessionMismatchError,
+    UnsupportedInputError,
+)
+from memcore.fingerprint import model_fingerprint, tokenizer_fingerprint
+from memcore.memory import Memory
+from memcore.options import describe
+from memcore.prompt import closing, encode, opening
+from memcore.reader import Answer, Progress, answer
+from memcore.session_store import SessionInfo, Unfinished, check_name, now
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_BINDING: Final = ("window", "sinks", "chunk_size", "query_tokens", "embedder", "embedder_options", "layers")
+"""Fields of the configuration that what is stored depends on."""
+
+_TOKENS: Final = "tokens"
+"""Name of the tensor with all token ids read, beside those of the cache."""
+
+
+class Session:
+    """A memory with a name, which outlives the call and, with a persistent backend, the process.
+
+    It is read into by :meth:`ingest` and asked by :meth:`ask`, which leaves it as it is. Every ``checkpoint_tokens``
+    tokens what was read is made durable, so an interrupted ``ingest`` goes on from there when it is called again.
+
+    Example:
+        >>> model = memcore.wrap(model, backend="lmdb", backend_options={"path": "memory"})  # doctest: +SKIP
+        >>> session = memcore.Session(model, "novel", tokenizer)  # doctest: +SKIP
+        >>> session.ingest(Path("novel.txt"))  # doctest: +SKIP
+        >>> session.ask("Who is Mr. Elton?").text  # doctest: +SKIP
+
+    Attributes:
+        info: what the session is and how far it has read.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        create: bool = True,
+    ) -> None:
+        """Open a session, or begin one.
+
+        Args:
+            model: a wrapped model.
+            name: any text that is not empty.
+            tokenizer: the model's; without one everything must be given, and is answered, as token ids.
+            create: whether to begin a session if there is none of that name.
+
+        Raises:
+            NotWrappedError: the model has no memory.
+            UnknownSessionError: there is none of that name, and ``create`` is False or the backend is read-only.
+            SessionMismatchError: it was made with another model, tokenizer or configuration; the message says which.
+            CorruptedError: what is stored of it cannot be read.
+        """
+        memory = getattr(model, "memory", None)
+        if not isinstance(memory, Memory):
+            raise NotWrappedError(f"{type(model).__name__} has no memory; memcore.wrap(model, ...) gives it one")
+        self._model: Any = model
+        self._memory = memory
+        self._tokenizer = tokenizer
+        self._cache: MemoryCache | None = None
+        self._read = torch.empty(1, 0, dtype=torch.long)
+        made = SessionInfo(
+            name=check_name(name),
+            model=str(getattr(model.config, "_name_or_path", "")),
+            model_fingerprint=model_fingerprint(model),
+            tokenizer_fingerprint="" if tokenizer is None else tokenizer_fingerprint(tokenizer),
+            config={field: _plain(getattr(memory.config, field)) for field in _BINDING},
+        )
+        store = memory.sessions
+        if create and not memory.bank.read_only and name not in store:
+            store.save(made, {})
+        self.info = store.info(name)
+        self._check_same(made)
+        if not self.info.tokenizer_fingerprint:
+            self.info = attrs.evolve(self.info, tokenizer_fingerprint=made.tokenizer_fingerprint)
+        self._load()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        return self.info.tokens
+
+    def ingest(
+        self,
+        source: str | Path | Tensor | Sequence[int],
+        *,
+        progress: Progress | None = None,
+        checkpoint_tokens: int = 8192,
+    ) -> None:
+        """Read a text into the memory, after what it has read before.
+
+        If this is interrupted, by an exception, Ctrl-C or a crash, the session is as of the last checkpoint, and
+        calling it again with the same text goes on from there.
+
+        Args:
+            source: a text; the path of a UTF-8 file; or token ids, ``[T]`` or ``[1, T]``, which are read as they are.
+            progress: told how far it is, in tokens of this text.
+            checkpoint_tokens: about how many tokens to read between two checkpoints.
+
+        Raises:
+            UnsupportedInputError: there is nothing to read, or a text is given and the session has no tokenizer.
+            ReadOnlyError: the backend is read-only.
+            SessionError: it has read another text in part, which must be finished first; or another handle on the
+                same session has read on in the meantime.
+        """
+        if self._memory.bank.read_only:
+            raise ReadOnlyError(f"session {self.info.name!r} cannot read on: its backend was opened read-only")
+        self._check_latest()
+        begun = self.info.unfinished
+        ids = self._encode(source, first=self.tokens - (begun.done if begun else 0) == 0)
+        digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        total = ids.shape[1]
+        if begun is not None and begun.digest != digest:
+            raise SessionError(
+                f"session {self.info.name!r} has read {begun.done:,} of the {begun.tokens:,} tokens of another text; "
+                "give that one again to finish it, or drop the session"
+            )
+        done = 0 if begun is None else begun.done
+        try:
+            while done < total:
+                end = min(total, done + self._block(checkpoint_tokens))
+                self._forward(ids[:, done:end], progress, done, total)
+                left = None if end == total else Unfinished(digest=digest, tokens=total, done=end)
+                self._checkpoint(ids[:, done:end], left)
+                done = end
+        except BaseException:
+            self._load()
+            raise
+
+    def ask(self, question: str | Tensor | Sequence[int], *, max_new_tokens: int = 64, **generation: Any) -> Answer:
+        """Go on from what was read with a question, and forget question and answer again.
+
+        Args:
+            question: a text, which is put into the model's chat template if it has one; or token ids, as they are.
+            max_new_tokens: longest answer.
+            **generation: more arguments of ``generate()``; without any the answer is the likeliest, token by token.
+
+        Raises:
+            UnsupportedInputError: there is nothing to ask, or a text is asked and the session has no tokenizer.
+            SessionError: it has read nothing yet.
+        """
+        ids = closing(self._needs_tokenizer(), question) if isinstance(question, str) else _token_ids(question)
+        return answer(
+            self._model,
+            self._tokenizer,
+            read=self._read,
+            question=ids,
+            cache=self.cache(),
+            max_new_tokens=max_new_tokens,
+            **generation,
+        )
+
+    def cache(self) -> MemoryCache:
+        """Return ``past_key_values`` to go on with from what was read; it shares the memory, and leaves it as it is.
+
+        Raises:
+            SessionError: it has read nothing yet.
+        """
+        if self._cache is None:
+            raise SessionError(f"session {self.info.name!r} has read nothing yet; ingest something first")
+        return copy.deepcopy(self._cache)
+
+    def token_ids(self) -> Tensor:
+        """Return all tokens read, ``[1, T]`` int64, as ``generate()`` wants them together with :meth:`cache`."""
+        return self._read.clone()
+
+    def _forward(self, ids: Tensor, progress: Progress | None, done: int, total: int) -> None:
+        def tell(end: int, _: int) -> None:
+            if progress is not None:
+                progress(done + end, total)
+
+        if self._cache is None:
+            self._cache = MemoryCache(self._memory, [self.info.row_name])
+        with torch.no_grad(), self._memory.reading(tell, question=False):
+            self._model(
+                input_ids=ids.to(self._model.device), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            )
+        tell(ids.shape[1], total)
+
+    def _block(self, checkpoint_tokens: int) -> int:
+        """Return how many tokens to read up to the next checkpoint: whole segments, so that it changes no piece."""
+        config = self._memory.config
+        room = max(0, config.window + config.sinks - self.tokens)
+        return room + max(1, (checkpoint_tokens - room) // config.segment_length) * config.segment_length
+
+    def _checkpoint(self, ids: Tensor, unfinished: Unfinished | None) -> None:
+        assert self._cache is not None
+        self._read = torch.cat((self._read, ids), dim=1)
+        bank = self._memory.bank
+        self.info = attrs.evolve(
+            self.info,
+            tokens=self._read.shape[1],
+            changed=now(),
+            next_ids={
+                str(layer.setup.index): bank.next_id(self.info.namespace(layer.setup.index))
+                for layer in self._cache.memory_layers
+                if layer.remembers
+            },
+            unfinished=unfinished,
+        )
+        self._memory.sessions.save(self.info, {**self._cache.state(), _TOKENS: self._read.to(torch.int32)})
+
+    def _load(self) -> None:
+        """Become what the latest checkpoint says, and forget chunks that were stored after it."""
+        store, bank = self._memory.sessions, self._memory.bank
+        saved = store.info(self.info.name)
+        self.info = attrs.evolve(saved, tokenizer_fingerprint=self.info.tokenizer_fingerprint)
+        for layer in self._memory.layer_setups:
+            namespace = self.info.namespace(layer.index)
+            next_id = self.info.next_ids.get(str(layer.index), 0)
+            bank.reload(namespace)
+            if bank.next_id(namespace) < next_id:
+                raise CorruptedError(
+                    f"session {self.info.name!r} has lost chunks: its record says {next_id} were stored in layer "
+                    f"{layer.index}, the backend knows of {bank.next_id(namespace)}"
+                )
+            if not bank.read_only:
+                bank.truncate(namespace, next_id)
+        state = dict(store.state(self.info.name))
+        if not state:
+            self._cache, self._read = None, self._read[:, :0]
+            return
+        try:
+            self._read = state.pop(_TOKENS).long()
+            self._cache = MemoryCache.from_state(self._memory, state, [self.info.row_name], self._model.device)
+        except KeyError as error:
+            raise CorruptedError(f"the state of session {self.info.name!r} lacks {error}") from error
+
+    def _check_same(self, made: SessionInfo) -> None:
+        """Refuse a model, tokenizer or configuration that the session was not made with."""
+        name, was = self.info.name, self.info
+        if was.model_fingerprint != made.model_fingerprint:
+            raise SessionMismatchError(
+                f"session {name!r} was made with model {was.model!r} (fingerprint {was.model_fingerprint}), not with "
+                f"{made.model!r} ({made.model_fingerprint}): its keys and values would mean nothing to this one. "
+                "The dtype counts, too"
+            )
+        if was.tokenizer_fingerprint and made.tokenizer_fingerprint not in ("", was.tokenizer_fingerprint):
+            raise SessionMismatchError(
+                f"session {name!r} was made with another tokenizer (fingerprint {was.tokenizer_fingerprint}, not "
+                f"{made.tokenizer_fingerprint}): take the one that belongs to {was.model!r}"
+            )
+        differ = [
+            f"{field} = {describe(was.config.get(field))}, not {describe(value)}"
+            for field, value in made.config.items()
+            if was.config.get(field) != value
+        ]
+        if differ:
+            raise SessionMismatchError(f"session {name!r} was made with {'; '.join(differ)}: wrap the model with that")
+
+    def _check_latest(self) -> None:
+        if self._memory.sessions.info(self.info.name).changed != self.info.changed:
+            raise SessionError(
+                f"another handle on session {self.info.name!r} has read on in the meantime; open the session anew"
+            )
+
+    def _encode(self, source: str | Path | Tensor | Sequence[int], *, first: bool) -> Tensor:
+        """Return the token ids of a source, ``[1, T]`` on the CPU."""
+        if isinstance(source, Path):
+            try:
+                source = source.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UnsupportedInputError(f"cannot read {str(source)!r} as UTF-8 text: {error}") from error
+        if not isinstance(source, str):
+            return _token_ids(source)
+        if not source.strip():
+            raise UnsupportedInputError("there is nothing to read: the text is empty")
+        tokenizer = self._needs_tokenizer()
+        return opening(tokenizer, source) if first else encode(tokenizer, source.rstrip() + "\n\n", special=False)
+
+    def _needs_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            raise UnsupportedInputError(
+                f"session {self.info.name!r} was opened without a tokenizer, so it takes token ids only; "
+                "open it with memcore.Session(model, name, tokenizer)"
+            )
+        return self._tokenizer
+
+
+def _token_ids(source: Tensor | Iterable[int]) -> Tensor:
+    """Return token ids as ``[1, T]`` int64 on the CPU."""
+    try:
+        given = source if isinstance(source, Tensor) else list(source)
+        ids = torch.as_tensor(given).cpu() if len(given) else torch.empty(0, dtype=torch.long)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UnsupportedInputError(f"expected a text, a path or token ids, got {describe(source)}") from error
+    if (
+        ids.is_floating_point()
+        or ids.dtype == torch.bool
+        or ids.ndim not in (1, 2)
+        or (ids.ndim == 2 and len(ids) != 1)
+    ):
+        raise UnsupportedInputError(f"token ids must be integers, [T] or [1, T]; got {ids.dtype} {list(ids.shape)}")
+    if not ids.numel():
+        raise UnsupportedInputError("there is nothing to read: no token ids")
+    return ids.long().view(1, -1)
+
+
+def _plain(value: object) -> object:
+    """Return a value as a JSON file gives it back."""
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return {key: _plain(each) for key, each in value.items()} if isinstance(value, dict) else value

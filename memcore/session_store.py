@@ -1,0 +1,211 @@
+"""The catalogue of named sessions in a memory bank: what each is, and the state it is in."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from memcore.errors import ConfigError, CorruptedError, SessionError, UnknownSessionError
+from memcore.options import describe, nearest, structure_options, unstructure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from memcore.backend import PersistentBackend
+    from memcore.bank import MemoryBank
+
+_INFO: Final = "session/"
+_STATE: Final = "session-state/"
+
+
+@attrs.frozen(kw_only=True)
+class Unfinished:
+    """A text that a session has read only in part.
+
+    Attributes:
+        digest: SHA-256 of its token ids.
+        tokens: tokens of the whole text.
+        done: tokens read of it.
+    """
+
+    digest: str
+    tokens: int
+    done: int
+
+
+@attrs.frozen(kw_only=True)
+class SessionInfo:
+    """What a named session is.
+
+    Attributes:
+        name: its name.
+        tokens: tokens it has read.
+        created: when it was begun, UTC, ISO 8601.
+        changed: when it last read something.
+        model: name or path of the model it was made with.
+        model_fingerprint: see :func:`memcore.fingerprint.model_fingerprint`.
+        tokenizer_fingerprint: see :func:`memcore.fingerprint.tokenizer_fingerprint`; empty if it was only ever given
+            token ids.
+        config: the fields of the memory configuration that what is stored depends on.
+        next_ids: for each layer with a memory, by its index, the id that its next chunk will get.
+        unfinished: the text it was reading when it was interrupted; None if there is none.
+    """
+
+    name: str
+    tokens: int = 0
+    created: str = attrs.field(factory=lambda: now())
+    changed: str = attrs.field(factory=lambda: now())
+    model: str = ""
+    model_fingerprint: str = ""
+    tokenizer_fingerprint: str = ""
+    config: dict[str, object] = attrs.field(factory=dict)
+    next_ids: dict[str, int] = attrs.field(factory=dict)
+    unfinished: Unfinished | None = None
+
+    @property
+    def row_name(self) -> str:
+        """The name of its row in caches."""
+        return f"session/{self.name}"
+
+    def namespace(self, layer: int | str) -> str:
+        """Return the bank's namespace of one of its layers."""
+        return layer_namespace(self.row_name, layer)
+
+
+def layer_namespace(row_name: str, layer: int | str) -> str:
+    """Return the bank's namespace of one layer of a row."""
+    return f"{row_name}/layer{layer}"
+
+
+def now() -> str:
+    """Return the time, UTC, ISO 8601 to the microsecond."""
+    return datetime.now(UTC).isoformat()
+
+
+def check_name(name: object) -> str:
+    """Return a session's name, or raise ConfigError if it is none."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a session's name must be a text that is not empty, got {describe(name)}")
+    return name
+
+
+class SessionStore:
+    """The sessions in a bank. With a persistent backend they are there again in the next process.
+
+    Args:
+        bank: where their chunks are.
+    """
+
+    def __init__(self, bank: MemoryBank) -> None:
+        self.bank = bank
+        self._kept: dict[str, bytes] = {}  # the records, if the backend keeps none
+
+    def names(self) -> list[str]:
+        """Return the names of all sessions, sorted."""
+        records = self._persistent.record_names() if self._persistent else sorted(self._kept)
+        return [name.removeprefix(_INFO) for name in records if name.startswith(_INFO)]
+
+    def infos(self) -> list[SessionInfo]:
+        """Return what all sessions are, sorted by name."""
+        return [self.info(name) for name in self.names()]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._read(_INFO + name) is not None
+
+    def info(self, name: str) -> SessionInfo:
+        """Return what a session is.
+
+        Raises:
+            UnknownSessionError: there is none of that name.
+            CorruptedError: its record cannot be read.
+        """
+        record = self._read(_INFO + check_name(name))
+        if record is None:
+            names = self.names()
+            known = f"; there are {', '.join(map(repr, names))}" if names else "; there is none at all"
+            raise UnknownSessionError(f"there is no session {name!r}{nearest(name, names)}{known}")
+        try:
+            values: Any = json.loads(record)
+            return structure_options(SessionInfo, values)
+        except (ValueError, ConfigError) as error:
+            raise CorruptedError(f"the record of session {name!r} cannot be read: {error}") from error
+
+    def state(self, name: str) -> Mapping[str, Tensor]:
+        """Return the tensors that :meth:`save` was given; none if the session has read nothing yet.
+
+        Raises:
+            CorruptedError: they cannot be read.
+        """
+        record = self._read(_STATE + name)
+        if record is None:
+            return {}
+        try:
+            return load(record)
+        except (SafetensorError, ValueError) as error:
+            raise CorruptedError(f"the state of session {name!r} cannot be read: {error}") from error
+
+    def save(self, info: SessionInfo, state: Mapping[str, Tensor]) -> None:
+        """Write down a session's state and make it durable, with all its chunks so far, in one step.
+
+        Raises:
+            ReadOnlyError: the backend is read-only.
+        """
+        self._write(_STATE + info.name, save(dict(state)))
+        self._write(_INFO + info.name, json.dumps(unstructure(info)).encode())
+        self.bank.flush()
+
+    def copy(self, source: str, target: str) -> None:
+        """Make ``target`` a session like ``source``, apart from it from now on.
+
+        Raises:
+            UnknownSessionError: there is no ``source``.
+            SessionError: there is a ``target`` already; drop it first.
+            ReadOnlyError: the backend is read-only.
+        """
+        info = self.info(source)
+        if check_name(target) in self:
+            raise SessionError(f"there is a session {target!r} already; drop it first, or choose another name")
+        twin = attrs.evolve(info, name=target)
+        for layer in info.next_ids:
+            self.bank.fork(info.namespace(layer), twin.namespace(layer))
+        self.save(twin, self.state(source))
+
+    def drop(self, name: str) -> None:
+        """Forget a session, its chunks included.
+
+        Raises:
+            UnknownSessionError: there is none of that name.
+            ReadOnlyError: the backend is read-only.
+        """
+        info = self.info(name)
+        for layer in info.next_ids:
+            self.bank.drop(info.namespace(layer))
+        for record in (_INFO + name, _STATE + name):
+            if self._persistent:
+                self._persistent.drop_record(record)
+            self._kept.pop(record, None)
+        self.bank.flush()
+
+    def nbytes(self, info: SessionInfo) -> int:
+        """Return the bytes that a session's chunks take."""
+        return sum(self.bank.nbytes(info.namespace(layer)) for layer in info.next_ids)
+
+    @property
+    def _persistent(self) -> PersistentBackend | None:
+        return self.bank.persistent
+
+    def _read(self, record: str) -> bytes | None:
+        return self._persistent.read_record(record) if self._persistent else self._kept.get(record)
+
+    def _write(self, record: str, value: bytes) -> None:
+        if self._persistent:
+            self._persistent.write_record(record, value)
+        else:
+            self._kept[record] = value

@@ -1,0 +1,319 @@
+"""Named sessions on a tiny model, with every backend that is here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from tiny_models import random_tokens, tiny_model
+
+import memcore
+from memcore import MemoryConfig, Session
+from memcore.errors import (
+    ConfigError,
+    CorruptedError,
+    NotWrappedError,
+    ReadOnlyError,
+    SessionError,
+    SessionMismatchError,
+    UnknownSessionError,
+    UnsupportedInputError,
+)
+
+CONFIG = MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
+IDS = random_tokens(1, 300, seed=1)
+QUESTION = random_tokens(1, 6, seed=2)
+FAMILIES = ["llama", "gemma3"]
+
+
+def wrapped(family: str = "llama", config: MemoryConfig = CONFIG, **options: Any) -> Any:
+    return memcore.wrap(tiny_model(family), attrs.evolve(config, **options))
+
+
+def on_disk(path: Path, **options: Any) -> dict[str, Any]:
+    pytest.importorskip("lmdb", reason="lmdb is not installed")
+    return {"backend": "lmdb", "backend_options": {"path": str(path), **options}}
+
+
+@torch.no_grad()
+def logits_after(model: Any, session: Session) -> torch.Tensor:
+    logits: torch.Tensor = model(QUESTION, past_key_values=session.cache(), use_cache=True).logits
+    return logits
+
+
+def read(model: Any, name: str = "book", **options: Any) -> Session:
+    session = Session(model, name)
+    session.ingest(IDS, **options)
+    return session
+
+
+def interrupted_at(session: Session, tokens: int, **options: Any) -> None:
+    def stop(done: int, _: int) -> None:
+        if done >= tokens:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.ingest(IDS, progress=stop, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_session_knows_what_one_forward_leaves(family: str) -> None:
+    model = wrapped(family)
+    with torch.no_grad(), model.memory.reading(question=False):
+        cache = model(IDS, use_cache=True).past_key_values
+    expected = model(QUESTION, past_key_values=cache, use_cache=True).logits
+    session = read(model, checkpoint_tokens=64)
+    assert session.tokens == 300
+    assert torch.equal(session.token_ids(), IDS)
+    assert torch.equal(logits_after(model, session), expected)
+
+
+def test_asking_leaves_a_session_as_it_is() -> None:
+    model = wrapped()
+    session = read(model)
+    first = session.ask(QUESTION, max_new_tokens=40)
+    assert first.token_ids.shape == (40,)
+    assert first.text == ""
+    count = {name: model.memory.bank.count(name) for name in model.memory.bank.namespaces()}
+    assert torch.equal(session.ask(QUESTION, max_new_tokens=40).token_ids, first.token_ids)
+    assert {name: model.memory.bank.count(name) for name in model.memory.bank.namespaces()} == count
+
+
+def test_a_session_generates_what_generate_does() -> None:
+    model = wrapped()
+    session = read(model)
+    prompt = torch.cat((session.token_ids(), QUESTION), dim=1)
+    expected = model.generate(prompt, past_key_values=session.cache(), max_new_tokens=10, do_sample=False)
+    assert torch.equal(session.ask(QUESTION, max_new_tokens=10).token_ids, expected[0, prompt.shape[1] :])
+    torch.manual_seed(0)
+    assert len(session.ask(QUESTION, max_new_tokens=5, do_sample=True, temperature=2.0).token_ids) == 5
+
+
+def test_a_second_text_follows_the_first() -> None:
+    model = wrapped()
+    session = Session(model, "two")
+    session.ingest(IDS[0, :100])
+    session.ingest(IDS[0, 100:].tolist())
+    assert torch.equal(session.token_ids(), IDS)
+    assert {passage.start for passage in session.ask(QUESTION, max_new_tokens=2).passages} <= set(range(300))
+
+
+def test_sessions_are_apart() -> None:
+    model = wrapped()
+    one = read(model, "one")
+    expected = logits_after(model, one)
+    two = Session(model, "one/layer0")
+    two.ingest(random_tokens(1, 200, seed=9))
+    model(random_tokens(1, 200, seed=8))
+    assert torch.equal(logits_after(model, one), expected)
+    model.memory.sessions.drop("one/layer0")
+    assert torch.equal(logits_after(model, one), expected)
+
+
+@pytest.mark.parametrize("disk", [False, True], ids=["exact", "lmdb"])
+@pytest.mark.parametrize("at", [1, 40, 200])
+def test_an_interrupted_text_is_read_on_where_it_stopped(tmp_path: Path, at: int, disk: bool) -> None:
+    options = on_disk(tmp_path / "memory") if disk else {}
+    model = wrapped(**options)
+    expected = logits_after(model, read(model, "whole"))
+    counts = {index: model.memory.bank.count(f"session/whole/layer{index}") for index in range(2)}
+    session = Session(model, "parts")
+    interrupted_at(session, at, checkpoint_tokens=64)
+    assert session.info.unfinished is not None or session.tokens == 0
+    assert session.tokens < 300
+    session.ingest(IDS, checkpoint_tokens=64)
+    assert session.info.unfinished is None
+    assert torch.equal(logits_after(model, session), expected)
+    assert {index: model.memory.bank.count(f"session/parts/layer{index}") for index in range(2)} == counts
+    memcore.unwrap(model)
+
+
+def test_an_unfinished_text_must_be_finished_first() -> None:
+    session = Session(wrapped(), "book")
+    interrupted_at(session, 200, checkpoint_tokens=64)
+    with pytest.raises(SessionError, match="of the 300 tokens of another text"):
+        session.ingest(IDS[:, :200])
+    assert session.info.unfinished is not None
+
+
+def test_a_session_is_listed_copied_and_dropped() -> None:
+    model = wrapped()
+    sessions = model.memory.sessions
+    session = read(model)
+    sessions.copy("book", "copy")
+    assert sessions.names() == ["book", "copy"]
+    assert [info.tokens for info in sessions.infos()] == [300, 300]
+    copied = Session(model, "copy")
+    assert torch.equal(logits_after(model, copied), logits_after(model, session))
+    copied.ingest(QUESTION)
+    assert (copied.tokens, session.tokens) == (306, 300)
+    sessions.drop("book")
+    assert sessions.names() == ["copy"]
+    assert copied.ask(QUESTION, max_new_tokens=2).token_ids.numel() == 2
+    sessions.drop("copy")
+    assert model.memory.bank.namespaces() == []
+    assert model.memory.bank.nbytes() == 0
+
+
+def test_names_that_are_taken_or_unknown_are_refused() -> None:
+    model = wrapped()
+    read(model, "book")
+    Session(model, "other")
+    with pytest.raises(SessionError, match="'other' already"):
+        model.memory.sessions.copy("book", "other")
+    with pytest.raises(UnknownSessionError, match="'bok', did you mean 'book'"):
+        Session(model, "bok", create=False)
+    with pytest.raises(UnknownSessionError, match="'nothing'"):
+        model.memory.sessions.drop("nothing")
+    for bad in ("", 3):
+        with pytest.raises(ConfigError, match="name"):
+            Session(model, bad)  # type: ignore[arg-type]
+
+
+def test_a_session_of_another_model_or_configuration_is_refused(tmp_path: Path) -> None:
+    options = on_disk(tmp_path / "memory")
+    model = wrapped(**options)
+    read(model)
+    memcore.unwrap(model)
+    others: list[tuple[Any, str]] = [
+        (lambda: memcore.wrap(tiny_model("llama", seed=5), attrs.evolve(CONFIG, **options)), "made with model"),
+        (lambda: memcore.wrap(tiny_model("llama").double(), attrs.evolve(CONFIG, **options)), "dtype"),
+        (lambda: wrapped(**options, chunk_size=8), r"chunk_size = 4 \(int\), not 8"),
+        (lambda: wrapped(**options, embedder="mean"), "embedder = 'subblock'"),
+    ]
+    for other, says in others:
+        model = other()
+        with pytest.raises(SessionMismatchError, match=says):
+            Session(model, "book")
+        memcore.unwrap(model)
+    model = wrapped(**options, top_k=2, retrieve_every=1)
+    assert Session(model, "book").tokens == 300
+    memcore.unwrap(model)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(NotWrappedError, match="wrap"):
+        Session(tiny_model("llama"), "book")
+    session = Session(wrapped(), "book")
+    with pytest.raises(SessionError, match="nothing yet"):
+        session.ask(QUESTION)
+    for bad, says in (
+        ("a text", "without a tokenizer"),
+        (Path("nowhere.txt"), "nowhere.txt"),
+        (" ", "empty"),
+        ([], "no token ids"),
+        ([0.5], "integers"),
+        (torch.zeros(2, 2, dtype=torch.long), r"\[T\] or \[1, T\]"),
+        (object(), "token ids"),
+    ):
+        with pytest.raises(UnsupportedInputError, match=says):
+            session.ingest(bad)  # type: ignore[arg-type]
+    assert session.tokens == 0
+
+
+def test_a_handle_that_is_behind_is_refused() -> None:
+    model = wrapped()
+    one, two = Session(model, "book"), Session(model, "book")
+    one.ingest(IDS)
+    with pytest.raises(SessionError, match="another handle"):
+        two.ingest(IDS)
+
+
+CHILD = """
+import json, sys, torch
+sys.path[:0] = {path!r}
+from test_session import *
+torch.set_num_threads(1)
+family, folder, action = sys.argv[1:]
+options = on_disk(Path(folder), **({{"read_only": True}} if action == "ask" else {{}}))
+model = wrapped(family, **options)
+if action == "die":
+    import os, signal
+    def stop(done, total):
+        if done >= 200:
+            os.kill(os.getpid(), signal.SIGKILL)
+    Session(model, "book").ingest(IDS, progress=stop, checkpoint_tokens=64)
+session = Session(model, "book")
+if action == "ingest":
+    session.ingest(IDS, checkpoint_tokens=64)
+logits = logits_after(model, session)
+answer = session.ask(QUESTION, max_new_tokens=30)
+print(json.dumps([logits.view(torch.int32).tolist(), answer.token_ids.tolist(), session.tokens]))
+memcore.unwrap(model)
+"""
+
+
+def in_another_process(family: str, folder: Path, action: str) -> Any:
+    source = CHILD.format(path=[entry for entry in sys.path if entry])
+    command = [sys.executable, "-c", source, family, str(folder), action]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if action == "die":
+        assert done.returncode == -9, done.stderr
+        return None
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_process_goes_on_bit_for_bit(tmp_path: Path, family: str) -> None:
+    on_disk(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = wrapped(family)
+        session = read(model)
+        expected = [
+            logits_after(model, session).view(torch.int32).tolist(),
+            session.ask(QUESTION, max_new_tokens=30).token_ids.tolist(),
+            300,
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert in_another_process(family, tmp_path / "memory", "ingest") == expected
+    assert in_another_process(family, tmp_path / "memory", "ask") == expected
+
+
+def test_a_killed_process_loses_nothing_that_was_checked_in(tmp_path: Path) -> None:
+    on_disk(tmp_path)
+    expected = in_another_process("llama", tmp_path / "whole", "ingest")
+    in_another_process("llama", tmp_path / "killed", "die")
+    assert in_another_process("llama", tmp_path / "killed", "ingest") == expected
+
+
+def test_a_read_only_session_answers_and_cannot_read_on(tmp_path: Path) -> None:
+    model = wrapped(**on_disk(tmp_path / "memory"))
+    expected = logits_after(model, read(model))
+    memcore.unwrap(model)
+    model = wrapped(**on_disk(tmp_path / "memory", read_only=True))
+    session = Session(model, "book")
+    assert torch.equal(logits_after(model, session), expected)
+    assert session.ask(QUESTION, max_new_tokens=40).token_ids.numel() == 40
+    assert model(IDS).logits.shape[1] == 300
+    for change in (
+        lambda: session.ingest(QUESTION),
+        lambda: model.memory.sessions.drop("book"),
+        lambda: model.memory.sessions.copy("book", "copy"),
+    ):
+        with pytest.raises(ReadOnlyError):
+            change()
+    with pytest.raises(UnknownSessionError):
+        Session(model, "new")
+    memcore.unwrap(model)
+
+
+def test_a_session_with_a_broken_record_says_so(tmp_path: Path) -> None:
+    model = wrapped(**on_disk(tmp_path / "memory"))
+    read(model)
+    model.memory.bank.backend.write_record("session-state/book", b"\0\1")
+    with pytest.raises(CorruptedError, match="'book'"):
+        Session(model, "book")
+    model.memory.bank.backend.write_record("session/book", b"[1]")
+    with pytest.raises(CorruptedError, match="'book'"):
+        Session(model, "book")
+    memcore.unwrap(model)
