@@ -19,13 +19,18 @@ pytest.register_assert_rewrite(
         f"memcore.testing.{name}"
         for name in (
             "backend",
+            "bad_input",
             "chunks",
             "contents",
             "machine",
+            "namespaces",
             "persistence",
             "persistent",
             "persistent_machine",
             "processes",
+            "searching",
+            "storing",
+            "threads",
         )
     )
 )

@@ -12,7 +12,7 @@ from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What keys and values may be."""
 
-_INTEGERS = {2: torch.int16, 4: torch.int32}
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def make_chunks(

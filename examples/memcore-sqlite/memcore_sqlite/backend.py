@@ -33,7 +33,7 @@ from memcore_sqlite.rows import Layout, Row, to_batch, to_rows, to_vectors
 _BLOCK: Final = 1024
 """Chunks whose embeddings are in memory at a time during a search."""
 
-_ROW: Final = "start, length, embeddings, token_ids, key_bytes, value_bytes"
+_ROW: Final = ", ".join(field.name for field in attrs.fields(Row))
 
 
 @attrs.frozen(kw_only=True)
@@ -142,7 +142,7 @@ class SqliteBackend(PersistentBackend):
                 values = database.execute(query, (found.number, id)).fetchone()
                 if values is None:
                     raise UnknownChunkError(f"no chunk with id {id} in namespace {namespace!r}")
-                rows.append(_row(values))
+                rows.append(Row(*values))
             return to_batch(rows, found.layout)
 
     def evict(self, namespace: str, ids: Tensor) -> None:
@@ -250,7 +250,7 @@ class SqliteBackend(PersistentBackend):
                 f"SELECT name, id, checksum, {_ROW} FROM chunks JOIN namespaces ON namespace = number"
             )
             for done, (name, id, checksum, *values) in enumerate(rows, start=1):
-                if _row(values).checksum != checksum:
+                if Row(*values).checksum != checksum:
                     damage.append(Damage(namespace=name.decode(), id=id, problem="its bytes do not fit their checksum"))
                 if progress is not None:
                     progress(done, total)
@@ -335,10 +335,6 @@ class SqliteBackend(PersistentBackend):
         if found is None:
             raise UnknownNamespaceError(f"no namespace {namespace!r} in {self._options.path}")
         return found
-
-
-def _row(values: tuple[int, int, bytes, bytes, bytes, bytes] | list[object]) -> Row:
-    return Row(**dict(zip(_ROW.split(", "), values, strict=True)))
 
 
 def _as_list(ids: Tensor) -> list[int]:

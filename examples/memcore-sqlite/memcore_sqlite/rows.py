@@ -52,9 +52,9 @@ class Layout:
             raise ChunkShapeError(f"chunks of {given} do not fit the namespace, which holds {self}")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Row:
-    """One chunk as the table holds it, in the order of the columns."""
+    """One chunk as the table holds it; the fields are named like the columns."""
 
     start: int
     length: int
@@ -113,8 +113,8 @@ def to_vectors(blobs: Sequence[bytes], layout: Layout) -> Tensor:
 
 
 def _to_bytes(tensor: Tensor) -> bytes:
-    # numpy has no bfloat16, so the bits travel as bytes.
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    # numpy has no bfloat16, so the bits travel as bytes. contiguous() would leave odd strides in dimensions of size 1.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
 
 
 def _to_tensor(data: bytes, dtype: torch.dtype) -> Tensor:

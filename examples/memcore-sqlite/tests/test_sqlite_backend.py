@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from memcore_sqlite.backend import SqliteBackend, SqliteOptions
 
 from memcore.errors import BackendError, ConfigError, CorruptedError
 from memcore.options import structure_options
 from memcore.testing import PersistentBackendTests, make_chunks
-from memcore_sqlite.backend import SqliteBackend, SqliteOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
