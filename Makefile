@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters tests benchmarks)
+SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks)
 
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml constraints.txt
