@@ -1,0 +1,108 @@
+"""Where faiss runs: calls of its indexes with torch tensors, on the CPU here and on a GPU in ``gpu_engine``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import faiss
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+class Engine(ABC):
+    """Calls faiss. Its indexes have no type hints, so they are ``Any`` here.
+
+    Attributes:
+        most_found: the largest ``k`` and ``nprobe``.
+        removes: whether inverted files can remove vectors.
+    """
+
+    most_found: int
+    removes: bool
+
+    @abstractmethod
+    def place(self, index: Any) -> Any:
+        """Return an index made on the CPU as one that this engine searches."""
+
+    @abstractmethod
+    def copy(self, index: Any) -> Any:
+        """Return a copy of an index that was placed."""
+
+    @abstractmethod
+    def train(self, index: Any, vectors: Tensor) -> None:
+        """Train with ``[n, E]`` float32."""
+
+    @abstractmethod
+    def add(self, index: Any, vectors: Tensor, labels: Tensor | None = None) -> None:
+        """Add ``[n, E]`` float32, under ``labels``, ``[n]`` int64, if the index takes any."""
+
+    @abstractmethod
+    def search(self, index: Any, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return products and labels, ``[Q, count]`` on the CPU, of ``[Q, E]`` queries."""
+
+
+class CpuEngine(Engine):
+    """Calls faiss on the CPU, through numpy arrays that share the tensors' memory.
+
+    OpenMP keeps a thread count for everything that the calling thread runs with faiss, so it is set for each call and
+    set back.
+
+    Args:
+        threads: for one call.
+    """
+
+    most_found = 2**31 - 1
+    removes = True
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def place(self, index: Any) -> Any:
+        """Return the index itself."""
+        return index
+
+    def copy(self, index: Any) -> Any:
+        """Return a copy of an index."""
+        return faiss.clone_index(index)
+
+    def train(self, index: Any, vectors: Tensor) -> None:
+        """Train an index."""
+        self._call(index.train, vectors.cpu().numpy())
+
+    def add(self, index: Any, vectors: Tensor, labels: Tensor | None = None) -> None:
+        """Add vectors to an index."""
+        if labels is None:
+            self._call(index.add, vectors.cpu().numpy())
+        else:
+            self._call(index.add_with_ids, vectors.cpu().numpy(), labels.numpy())
+
+    def remove(self, index: Any, labels: Tensor) -> None:
+        """Remove the vectors with these labels, ``[n]`` int64."""
+        self._call(index.remove_ids, labels.numpy())
+
+    def search(self, index: Any, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Search an index."""
+        products, labels = self._call(index.search, queries.cpu().numpy(), count)
+        return torch.from_numpy(products), torch.from_numpy(labels)
+
+    def compare(self, vectors: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Compare the queries with every vector, ``[n, E]``, where it lies. Returns products and places."""
+        products, places = self._call(
+            faiss.knn, queries.cpu().numpy(), vectors.cpu().numpy(), count, faiss.METRIC_INNER_PRODUCT
+        )
+        return torch.from_numpy(products), torch.from_numpy(places)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        before = faiss.omp_get_max_threads()
+        if before == self._threads:
+            return function(*args)
+        faiss.omp_set_num_threads(self._threads)
+        try:
+            return function(*args)
+        finally:
+            faiss.omp_set_num_threads(before)

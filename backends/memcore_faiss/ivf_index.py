@@ -1,0 +1,207 @@
+"""Inverted files: vectors in lists by their nearest centroid, of which a search looks at a few."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import attrs
+import faiss
+import torch
+
+from memcore.approximate_index import Found, VectorIndex
+from memcore.errors import BackendError
+from memcore_faiss.engine import CpuEngine
+from memcore_faiss.probes import choose_probes
+from memcore_faiss.tombstones import Tombstones
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memcore_faiss.engine import Engine
+
+_PER_LIST: Final = 50
+"""Vectors to train with, per list."""
+
+_GROWTH: Final = 4
+"""Trained anew once so many times the vectors trained for were added: there should be twice as many lists by then."""
+
+_TRIED: Final = 64
+"""Queries by which the number of lists to search is chosen."""
+
+_CODES: Final = 256
+"""Values of a byte of a compressed vector, and vectors needed to learn them."""
+
+_REFINED: Final = 8
+"""Compressed vectors taken per one wanted, whose products are then computed exactly."""
+
+_BYTES: Final = (96, 64, 56, 48, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
+"""Bytes per compressed vector that GPUs can search."""
+
+
+@attrs.frozen(kw_only=True)
+class IvfSettings:
+    """How an inverted file is made.
+
+    Attributes:
+        lists: None chooses by the number of vectors.
+        probes: lists to search; None tries out how many it takes.
+        recall: share of the best vectors that ``probes`` is to find when it is tried out.
+        train_size: vectors to train with; None takes 50 per list.
+        compressed: whether vectors are kept in a few bytes each (product quantisation).
+        code_bytes: how many; None takes one for every 4 numbers or more, as the size allows.
+        seed: of the clustering.
+    """
+
+    lists: int | None
+    probes: int | None
+    recall: float
+    train_size: int | None
+    compressed: bool
+    code_bytes: int | None
+    seed: int
+
+    def lists_for(self, count: int) -> int:
+        """Return the number of lists for so many vectors."""
+        return min(count, self.lists or max(1, round(2 * sqrt(count))))
+
+
+class IvfIndex(VectorIndex):
+    """An inverted file that trains on what is stored, when it is first needed and again when that has changed much.
+
+    Args:
+        engine: what calls faiss.
+        settings: how it is made.
+    """
+
+    def __init__(self, engine: Engine, settings: IvfSettings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._index: Any = None
+        self.clear()
+
+    @property
+    def dead(self) -> int:
+        """Vectors under tombstones; none where they can be removed."""
+        return len(self._tombstones)
+
+    @property
+    def probes(self) -> int | None:
+        """Lists that a search looks at; None before the first one since training."""
+        return self._probes
+
+    def sample_size(self, count: int) -> int:
+        """Return how many vectors to train with."""
+        size = self._settings.train_size or _PER_LIST * self._settings.lists_for(count)
+        return max(size, _CODES if self._settings.compressed else 1, _TRIED)
+
+    def outgrown(self, count: int) -> bool:
+        """Return whether the lists were made for far fewer vectors, or for others."""
+        if self._index is None:
+            return not self._is_too_small(count)
+        return self._added + count - self._held >= _GROWTH * self._trained
+
+    def start(self, size: int, count: int, sample: Tensor) -> None:
+        """Train."""
+        self.clear()
+        if self._is_too_small(count):
+            return
+        lists = self._settings.lists_for(count)
+        index = self._new_index(size, min(lists, len(sample)))
+        self._engine.train(index, sample)
+        self._index = index
+        self._trained = count
+        self._tried = sample[torch.linspace(0, len(sample) - 1, min(_TRIED, len(sample))).long()].clone()
+
+    def add(self, vectors: Tensor, labels: Tensor) -> None:
+        """Add vectors to their lists."""
+        if self._index is not None:
+            self._engine.add(self._index, vectors, labels)
+        self._added += len(labels)
+        self._changed += len(labels)
+        self._held += len(labels)
+
+    def remove(self, labels: Tensor) -> None:
+        """Remove vectors from their lists, or put them under tombstones."""
+        self._changed += len(labels)
+        self._held -= len(labels)
+        if self._index is None:
+            return
+        if isinstance(self._engine, CpuEngine):
+            self._engine.remove(self._index, labels)
+        else:
+            self._tombstones.add(labels)
+
+    def find(self, queries: Tensor, count: int) -> Found | None:
+        """Search some of the lists."""
+        if self._index is None:
+            return None
+        if self._probes is None or 2 * self._changed > self._held:
+            self._choose_probes(queries)
+        most = min(self._engine.most_found, int(self._index.ntotal))
+        if not self._settings.compressed:
+            return self._tombstones.find(lambda wanted: self._engine.search(self._index, queries, wanted), count, most)
+        found = self._tombstones.find(
+            lambda wanted: self._engine.search(self._index, queries, wanted), min(_REFINED * count, most), most
+        )
+        return found and Found(labels=found.labels, products=None)
+
+    def clear(self) -> None:
+        """Release everything."""
+        self._index = None
+        self._probes: int | None = None
+        self._trained = 0  # vectors there when it was trained
+        self._added = 0  # vectors added since then
+        self._held = 0  # vectors added and not removed
+        self._changed = 0  # vectors added and removed since the probes were chosen
+        self._tried = torch.empty(0)
+        self._tombstones = Tombstones()
+
+    def copy(self) -> Self:
+        """Return an inverted file that can be changed apart from this one."""
+        twin = type(self)(self._engine, self._settings)
+        if self._index is not None:
+            twin._index = self._engine.copy(self._index)
+        twin._probes, twin._tried = self._probes, self._tried
+        twin._trained, twin._added = self._trained, self._added
+        twin._held, twin._changed = self._held, self._changed
+        twin._tombstones = self._tombstones.copy()
+        return twin
+
+    def _is_too_small(self, count: int) -> bool:
+        return self._settings.compressed and count < _CODES
+
+    def _new_index(self, size: int, lists: int) -> Any:
+        quantizer = faiss.IndexFlatIP(size)
+        index: Any
+        if self._settings.compressed:
+            code_bytes = self._settings.code_bytes or next(
+                number for number in _BYTES if size % number == 0 and (size >= 4 * number or number == 1)
+            )
+            if size % code_bytes:
+                raise BackendError(f"pq_m must divide the {size} numbers of a vector, and {code_bytes} does not")
+            index = faiss.IndexIVFPQ(quantizer, size, lists, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+            index.pq.cp.seed = self._settings.seed
+            index.pq.cp.min_points_per_centroid = 1
+        else:
+            index = faiss.IndexIVFFlat(quantizer, size, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.seed = self._settings.seed
+        # faiss writes a warning to the terminal below 39. Recall is seen to when the probes are chosen.
+        index.cp.min_points_per_centroid = 1
+        return self._engine.place(index)
+
+    def _choose_probes(self, queries: Tensor) -> None:
+        """Set how many lists to search: enough for vectors stored and for the first queries, if these are unlike."""
+        most = min(int(self._index.nlist), self._engine.most_found)
+        probes = self._settings.probes
+        if probes is None:
+            probes = max(self._try_probes(self._tried, most, own=True), self._try_probes(queries[:_TRIED], most))
+        self._probes = self._index.nprobe = min(probes, most)
+        self._changed = 0
+
+    def _try_probes(self, queries: Tensor, most: int, *, own: bool = False) -> int:
+        def search(lists: int, count: int) -> Tensor:
+            self._index.nprobe = lists
+            return self._engine.search(self._index, queries, count)[0]
+
+        return choose_probes(search, most, self._settings.recall, own=own)
