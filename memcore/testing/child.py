@@ -1,7 +1,7 @@
 """A second process that opens a backend, and does and tells what the test process asks for, in lines of JSON.
 
-Run as ``python -m memcore.testing.child FILE CLASS``: the file and the class of a
-:class:`memcore.testing.case.PersistentCase`, which says how to open the backend.
+It is given the file and the class of a :class:`memcore.testing.case.PersistentCase`, which says how to open the
+backend.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from memcore.backend import PersistentBackend
     from memcore.testing.case import PersistentCase
 
+_START: Final = "from memcore.testing.child import main; main()"
+
 _PATIENCE: Final = 60.0
 """Seconds after which a process that does not answer is killed."""
 
@@ -36,14 +38,19 @@ class ChildProcess:
     """The other process, seen from the test.
 
     Args:
-        case: the test that needs it. Its class must be found by name in its file.
+        case: the test that needs it.
+
+    Raises:
+        TypeError: its class cannot be found by name in its file.
     """
 
     def __init__(self, case: PersistentCase) -> None:
         cls = type(case)
+        if "<locals>" in cls.__qualname__:
+            raise TypeError(f"{cls.__qualname__} must be found by name in {inspect.getfile(cls)}: define it outside")
         paths = [path for path in sys.path if path]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "memcore.testing.child", inspect.getfile(cls), cls.__qualname__],
+            [sys.executable, "-c", _START, inspect.getfile(cls), cls.__qualname__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -215,7 +222,3 @@ def main() -> None:
             except Exception as error:
                 answer = {"error": type(error).__name__, "message": str(error)}
             _send(output, answer)
-
-
-if __name__ == "__main__":
-    main()
