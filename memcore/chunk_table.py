@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final, Self
 
 import attrs
@@ -81,6 +82,16 @@ class ChunkTable:
     def ids(self) -> Tensor:
         """``[N]`` int64 on the CPU, ascending: the id of each row. Not to be written to, stale at the next change."""
         return self._columns["ids"][: self._count] if self._columns else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def next_id(self) -> int:
+        """The id that the next chunk will get."""
+        return self._next_id
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of keys and values, None if nothing was ever added."""
+        return self._dtype
 
     @property
     def embeddings(self) -> Tensor:
@@ -203,14 +214,34 @@ class ChunkTable:
     def copy(self) -> Self:
         """Return a table with copies of these chunks under the same ids, without the free room."""
         twin = type(self)(self.device, compression=self.compression, pin_memory=self.pin_memory)
-        with torch.inference_mode(False), torch.no_grad():
-            if self._columns:
-                twin._columns = {name: column[: self._count].clone() for name, column in self._columns.items()}
-                payload = self._payload.take(self._columns["slots"][: self._count])
-                twin._payload = twin._payload.with_room(payload)
-                twin._columns["slots"] = twin._payload.put(payload)
-        twin._dtype, twin._count, twin._next_id = self._dtype, self._count, self._next_id
+        if self._dtype is not None:
+            twin.restore(self.tensors(), next_id=self._next_id, dtype=self._dtype)
         return twin
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies of everything held, for ``restore``: ``N`` rows of each tensor by name, on ``device``."""
+        if not self._columns:
+            raise BackendError("a table without chunks has nothing to copy out")
+        rows = {name: self._columns[name][: self._count].clone() for name in (*_IN_ROWS, "ids")}
+        return rows | self._payload.take(self._columns["slots"][: self._count])
+
+    def restore(self, tensors: Mapping[str, Tensor], *, next_id: int, dtype: torch.dtype) -> None:
+        """Fill an empty table with what ``tensors`` of one with the same ``compression`` returned.
+
+        Args:
+            tensors: by name.
+            next_id: of the table that they come from.
+            dtype: likewise.
+        """
+        if self._columns:
+            raise BackendError(f"only an empty table can be restored, this one holds {self._count} chunks")
+        with torch.inference_mode(False), torch.no_grad():
+            columns = {name: tensors[name].to(self.device) for name in _IN_ROWS} | {"ids": tensors["ids"].cpu()}
+            payload = {name: tensor for name, tensor in tensors.items() if name not in columns}
+            roomy = self._payload.with_room(payload)
+            columns["slots"] = roomy.put(payload)
+        self._payload, self._columns = roomy, columns
+        self._count, self._next_id, self._dtype = len(columns["ids"]), next_id, dtype
 
     def check_queries(self, queries: Tensor) -> Tensor:
         """Return the queries on ``device``, detached.

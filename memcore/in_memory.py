@@ -178,6 +178,12 @@ class InMemoryBackend(MemoryBackend):
             else:
                 self._namespaces[target] = _Namespace(found.table.copy(), found.index.copy())
 
+    def put_namespace(self, namespace: str, table: ChunkTable, index: SearchIndex) -> None:
+        """Make a namespace of chunks that a subclass loaded from somewhere, in place of one of that name."""
+        with self._lock:
+            self._check_open()
+            self._namespaces[namespace] = _Namespace(table, index)
+
     def close(self) -> None:
         """Forget everything. Calling it again does nothing."""
         with self._lock:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 import torch
+from int8_tolerance import Int8Tests
 
+from memcore.approximate_index import ApproximateIndex
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.testing import BackendTests, assert_same_chunks, make_chunks, select
 
 pytest.importorskip("hnswlib")
 
-from memcore_hnswlib.backend import HnswlibBackend, HnswlibIndex, HnswlibOptions
+from memcore_hnswlib.backend import HnswlibBackend
+from memcore_hnswlib.graph import HnswlibVectors
+from memcore_hnswlib.options import HnswlibOptions
 from memcore_hnswlib.plugin import memcore_backends
 
 if TYPE_CHECKING:
@@ -32,6 +36,13 @@ class TestContractOfTheGraph(BackendTests):
         return HnswlibBackend(HnswlibOptions(exact_below=0))
 
 
+class TestContractOfInt8(Int8Tests):
+    exact = False
+
+    def open(self, path: Path) -> HnswlibBackend:
+        return HnswlibBackend(HnswlibOptions(exact_below=0, compression="int8"))
+
+
 def large(count: int = 2000, *, offset: float = 0.0, seed: int = 0, vectors: int = 4) -> ChunkBatch:
     chunks = make_chunks(count, seed=seed, vectors=vectors, size=64, heads=1, width=1, key_size=1, value_size=1)
     direction = torch.randn(64, generator=torch.Generator().manual_seed(99))
@@ -49,6 +60,15 @@ def recall(backend: HnswlibBackend, chunks: ChunkBatch, ids: torch.Tensor) -> fl
     want = ids[exact.retrieve("a", QUERIES, 8).ids]
     got = backend.retrieve("a", QUERIES, 8).ids
     return float((got[:, :, None] == want[:, None, :]).any(dim=2).float().mean())
+
+
+def graph_of(backend: HnswlibBackend) -> HnswlibVectors:
+    """Return the graph of namespace ``a``, brought up to date."""
+    backend.retrieve("a", QUERIES[:1], 1)
+    index = backend._namespaces["a"].index
+    assert isinstance(index, ApproximateIndex)
+    assert isinstance(index.vectors, HnswlibVectors)
+    return index.vectors
 
 
 @pytest.fixture
@@ -76,7 +96,7 @@ def test_finds_it_after_growth_and_evictions(graph: HnswlibBackend) -> None:
     everything, ids = large(0), torch.empty(0, dtype=torch.int64)
     generator = torch.Generator().manual_seed(3)
     for step in range(8):
-        batch = large(200, seed=step)
+        batch = large(80, seed=step)
         everything, ids = join(everything, batch), torch.cat((ids, graph.store("a", batch)))
         graph.retrieve("a", QUERIES, 8)
         keep = torch.rand(len(ids), generator=generator) > 0.2
@@ -115,6 +135,10 @@ def test_equal_vectors_are_all_found(graph: HnswlibBackend) -> None:
 
 
 def test_a_graph_that_has_fallen_apart_is_not_asked(graph: HnswlibBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = large(100)
+    ids = graph.store("a", chunks)
+    vectors = graph_of(graph)
+
     class Apart:
         def set_ef(self, ef: int) -> None:
             pass
@@ -122,31 +146,51 @@ def test_a_graph_that_has_fallen_apart_is_not_asked(graph: HnswlibBackend, monke
         def knn_query(self, *args: object, **kwargs: object) -> None:
             raise RuntimeError("Cannot return the results in a contiguous 2D array. Probably ef or M is too small")
 
-    chunks = large(100)
-    ids = graph.store("a", chunks)
-    monkeypatch.setattr(HnswlibIndex, "_catch_up", lambda index, _: setattr(index, "_graph", Apart()))
+    monkeypatch.setattr(vectors, "_graph", Apart())
     assert recall(graph, chunks, ids) == 1.0
 
 
-def test_a_search_that_fails_half_way_starts_the_graph_anew(
-    graph: HnswlibBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chunks = large(100)
-    graph.store("a", chunks)
-    with monkeypatch.context() as patch:
+def test_new_vectors_take_the_places_of_removed_ones(graph: HnswlibBackend) -> None:
+    everything = large(80)
+    ids = graph.store("a", everything)
+    vectors = graph_of(graph)
+    size = vectors._graph.get_current_count()
+    for step in range(1, 9):  # twice as many as there are
+        batch = large(20, seed=step)
+        graph.evict("a", ids[:20])
+        ids = torch.cat((ids[20:], graph.store("a", batch)))
+        everything = join(select(everything, slice(20, None)), batch)
+        assert recall(graph, everything, ids) >= 0.95
+        assert graph_of(graph) is vectors
+        assert vectors._graph.get_current_count() == vectors._graph.get_max_elements() == size
+        assert vectors.dead == 0
 
-        def interrupt(index: HnswlibIndex, embeddings: torch.Tensor) -> None:
-            raise KeyboardInterrupt
 
-        patch.setattr(HnswlibIndex, "_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            graph.retrieve("a", QUERIES, 8)
-    assert graph.retrieve("a", QUERIES, 8).ids.shape == (64, 8)
+def test_a_graph_of_mostly_removed_vectors_is_built_anew(graph: HnswlibBackend) -> None:
+    chunks = large(300)
+    ids = graph.store("a", chunks)
+    graph_of(graph)
+    graph.evict("a", ids[:200])
+    assert recall(graph, select(chunks, slice(200, None)), ids[200:]) >= 0.95
+    assert graph_of(graph)._graph.get_current_count() == 100 * 4
+
+
+def test_several_threads_find_as_much() -> None:
+    backend = HnswlibBackend(HnswlibOptions(exact_below=0, threads=2))
+    chunks = large()
+    assert recall(backend, chunks, backend.store("a", chunks)) >= 0.95
+
+
+def test_options_reach_the_graph() -> None:
+    backend = HnswlibBackend(HnswlibOptions(exact_below=0, M=5, ef_construction=33, ef=44))
+    backend.store("a", large(50))
+    built = graph_of(backend)._graph
+    assert (built.M, built.ef_construction, built.ef) == (5, 33, 44)
 
 
 def test_few_vectors_are_searched_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = HnswlibBackend(HnswlibOptions(exact_below=400))
-    monkeypatch.setattr(HnswlibIndex, "_catch_up", lambda *_: pytest.fail("a graph was built"))
+    monkeypatch.setattr(HnswlibVectors, "start", lambda *_: pytest.fail("a graph was built"))
     chunks = large(100)
     assert recall(backend, chunks, backend.store("a", chunks)) == 1.0
 
@@ -160,9 +204,18 @@ def test_payloads_are_kept(graph: HnswlibBackend) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"M": 1}, {"ef_construction": 0}, {"ef": 0}, {"seed": -1}, {"threads": 0}, {"exact_below": -1}, {"M": "16"}],
+    [
+        {"M": 1},
+        {"ef_construction": 0},
+        {"ef": 0},
+        {"seed": -1},
+        {"threads": 0},
+        {"exact_below": -1},
+        {"M": "16"},
+        {"compression": "int4"},
+    ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):
         HnswlibOptions(**options)
 

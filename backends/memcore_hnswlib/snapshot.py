@@ -1,0 +1,188 @@
+"""The state of an ``hnswlib`` backend in a folder.
+
+``manifest.json`` says everything and names the files: for every namespace its chunks as safetensors and, if it has one,
+its graph as hnswlib writes it. Files are never overwritten: each save writes new ones and then puts its manifest in
+place of the old, so the folder holds the state of one save or of the other at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from memcore.approximate_index import ApproximateIndex, Coverage
+from memcore.chunk_table import ChunkTable
+from memcore.errors import BackendError, ConfigError, CorruptedError
+from memcore_hnswlib.graph import HnswlibVectors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from memcore_hnswlib.options import HnswlibOptions
+
+MANIFEST: Final = "manifest.json"
+_FORMAT: Final = {"format": "memcore-hnswlib", "version": 1}
+_CENTRE: Final = "graph_centre"
+_BUILT_BY: Final = ("M", "ef_construction", "seed")
+
+
+def write(folder: Path, contents: Mapping[str, tuple[ChunkTable, ApproximateIndex]], options: HnswlibOptions) -> None:
+    """Save namespaces, in place of what was saved there.
+
+    Payloads of one namespace at a time are copied in memory.
+
+    Raises:
+        BackendError: the folder cannot be written to; what was saved there is as it was.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        last = max((int(old.name) for old in folder.iterdir() if old.name.isdecimal()), default=0)
+        files = folder / str(last + 1)
+        files.mkdir()
+        namespaces = [
+            _write_namespace(files, number, name, *held) for number, (name, held) in enumerate(contents.items())
+        ]
+        manifest = {
+            **_FORMAT,
+            "files": files.name,
+            "compression": options.compression,
+            "graph": {name: getattr(options, name) for name in _BUILT_BY},
+            "namespaces": namespaces,
+        }
+        new = files / MANIFEST
+        new.write_text(json.dumps(manifest, indent=1) + "\n")
+        for written in (*files.iterdir(), files):
+            _sync(written)
+        new.replace(folder / MANIFEST)
+        _sync(folder)
+        for old in folder.iterdir():
+            if old.name.isdecimal() and old != files:
+                shutil.rmtree(old)
+    except OSError as error:
+        raise BackendError(f"cannot save to {folder}: {error}") from error
+
+
+def read(folder: Path, options: HnswlibOptions) -> dict[str, tuple[ChunkTable, ApproximateIndex]]:
+    """Load what ``write`` saved; nothing if nothing was. Graphs built with other options are left out.
+
+    Raises:
+        BackendError: the folder cannot be read.
+        ConfigError: payloads were saved with another compression than the options say.
+        CorruptedError: what is there is no such state, of a version not known here, or damaged.
+    """
+    try:
+        try:
+            text = (folder / MANIFEST).read_text()
+        except FileNotFoundError:
+            return {}
+        return _read(folder, _checked_manifest(folder, text), options)
+    except OSError as error:
+        raise BackendError(f"cannot load from {folder}: {error}") from error
+
+
+def _write_namespace(files: Path, number: int, name: str, table: ChunkTable, index: ApproximateIndex) -> dict[str, Any]:
+    tensors = table.tensors()
+    record: dict[str, Any] = {"name": name, "next_id": table.next_id, "dtype": str(table.dtype).removeprefix("torch.")}
+    coverage = index.coverage
+    if coverage is not None:
+        assert isinstance(index.vectors, HnswlibVectors)
+        graph = files / f"{number}.hnswlib"
+        index.vectors.save(graph)
+        if coverage.centre is not None:
+            tensors[_CENTRE] = coverage.centre
+        record["graph"] = {
+            "file": _described(graph),
+            "space": "ip",
+            "dimension": table.embeddings.shape[2],
+            "dead": index.vectors.dead,
+            **{field.name: getattr(coverage, field.name) for field in attrs.fields(Coverage) if field.name != "centre"},
+        }
+    path = files / f"{number}.safetensors"
+    save_file(tensors, path)
+    record["chunks"] = _described(path)
+    return record
+
+
+def _checked_manifest(folder: Path, text: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise CorruptedError(f"{folder / MANIFEST} is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT["format"]:
+        raise CorruptedError(f"{folder / MANIFEST} does not describe the state of an hnswlib backend")
+    if manifest.get("version") != _FORMAT["version"]:
+        raise CorruptedError(
+            f"{folder / MANIFEST} has version {manifest.get('version')}, this memcore reads {_FORMAT['version']}"
+        )
+    return manifest
+
+
+def _read(
+    folder: Path, manifest: dict[str, Any], options: HnswlibOptions
+) -> dict[str, tuple[ChunkTable, ApproximateIndex]]:
+    try:
+        if manifest["compression"] != options.compression:
+            raise ConfigError(
+                f"{folder} was saved with compression={manifest['compression']!r}, not {options.compression!r}"
+            )
+        same_graph = all(manifest["graph"][name] == getattr(options, name) for name in _BUILT_BY)
+        return {
+            record["name"]: _read_namespace(folder / manifest["files"], record, options, same_graph)
+            for record in manifest["namespaces"]
+        }
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, (BackendError, ConfigError)):
+            raise
+        raise CorruptedError(f"what was saved in {folder} cannot be read: {error!r}") from error
+
+
+def _read_namespace(
+    files: Path, record: dict[str, Any], options: HnswlibOptions, same_graph: bool
+) -> tuple[ChunkTable, ApproximateIndex]:
+    tensors = load_file(_intact(files, record["chunks"]))
+    centre = tensors.pop(_CENTRE, None)
+    table = ChunkTable(compression=options.compression, pin_memory=options.pin_memory)
+    table.restore(tensors, next_id=record["next_id"], dtype=getattr(torch, record["dtype"]))
+    vectors, coverage, graph = HnswlibVectors(options), None, record.get("graph")
+    if graph is not None and same_graph:
+        names = [field.name for field in attrs.fields(Coverage) if field.name != "centre"]
+        coverage = Coverage(centre=centre, **{name: graph[name] for name in names})
+        count = coverage.live + graph["dead"]
+        vectors.load(_intact(files, graph["file"]), size=table.embeddings.shape[2], count=count, dead=graph["dead"])
+    return table, ApproximateIndex(vectors, exact_below=options.exact_below, seed=options.seed, coverage=coverage)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Return name, size and checksum of a file."""
+    with path.open("rb") as file:
+        return {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _intact(folder: Path, described: dict[str, Any]) -> Path:
+    """Return the path of a file after checking that it is as it was written."""
+    path: Path = folder / described["name"]
+    if not path.exists() or _described(path) != described:
+        raise CorruptedError(f"{path} is not as it was saved: another size or checksum, or missing")
+    return path
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a folder's list of files, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
