@@ -15,7 +15,15 @@ from memcore import usage_record
 from memcore.backend import MemoryBackend, PersistentBackend
 from memcore.bank_hooks import NO_HOOKS, Hooks
 from memcore.chunk import ChunkBatch, SearchResult
-from memcore.errors import ChunkShapeError, ClosedError, ConfigError, PluginError, ReadOnlyError
+from memcore.errors import (
+    ChunkShapeError,
+    ClosedError,
+    ConfigError,
+    PluginError,
+    ReadOnlyError,
+    UnknownChunkError,
+    UnknownNamespaceError,
+)
 from memcore.eviction import ChunkUsage, EvictionPolicy
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.selection import select_chunks
@@ -208,6 +216,26 @@ class MemoryBank:
         ids = view.ids[rows]
         self._hooks.retrieved(namespace, ids.clone(), result)
         return Retrieved(ids=ids, chunks=chunks)
+
+    @_locked
+    def fetch(self, namespace: str, ids: Tensor) -> ChunkBatch:
+        """Return the chunks with these ids, in this order, where the backend keeps them; does not count as a use.
+
+        Args:
+            namespace: where they are stored.
+            ids: ``[N]`` int64.
+
+        Raises:
+            UnknownNamespaceError: there is no such namespace.
+            UnknownChunkError: an id is not there.
+        """
+        view = self._find(namespace)
+        if view is None:
+            raise UnknownNamespaceError(f"no namespace {namespace!r} in the memory bank")
+        missing = ids[~torch.isin(ids, view.ids)].tolist()
+        if missing:
+            raise UnknownChunkError(f"no chunk with id {missing[0]} among the {len(view)} of namespace {namespace!r}")
+        return fetch(view, torch.searchsorted(view.ids, ids))
 
     @_locked
     def fork(self, source: str, target: str) -> None:

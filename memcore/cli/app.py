@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, demo, doctor, plugins
+from memcore.cli import ask, demo, doctor, ingest, memory, plugins
 from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
@@ -34,8 +34,10 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
+app.command("ingest")(ingest.ingest)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
+app.add_typer(memory.app, name="memory")
 
 
 def _version(wanted: bool) -> None:

@@ -2,64 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memcore.cli.output import console, errors, memory_config, quiet_transformers, reading_progress
+from memcore.cli.output import console, errors, quiet_transformers, reading_progress
+from memcore.cli.settings import (
+    BackendOption,
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    PathOption,
+    SetOption,
+    TopKOption,
+    WindowOption,
+    memory_config,
+)
+from memcore.errors import UnsupportedInputError
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from memcore.reader import Answer
 
 
 def ask(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of a decoder model.")],
-    file: Annotated[typer.FileText, typer.Option(help="The text, UTF-8; - for standard input.", encoding="utf-8")],
-    question: Annotated[list[str], typer.Option(help="What to ask; may be given several times.")],
+    question: Annotated[list[str], typer.Option(help="What to ask; may be repeated.")],
+    file: Annotated[
+        typer.FileText | None, typer.Option(help="The text, UTF-8; - for standard input.", encoding="utf-8")
+    ] = None,
+    session: Annotated[str, typer.Option(help="A session that `memcore ingest` has read, instead of a text.")] = "",
+    path: PathOption = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     passages: Annotated[bool, typer.Option("--passages", help="Show the passages retrieved.")] = False,
-    window: Annotated[int | None, typer.Option(help="Tokens the model attends to directly.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Chunks brought back per retrieval.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where the memory is kept: see `memcore plugins`.")] = None,
-    config: Annotated[str, typer.Option(help="Configuration file, .toml, .yaml or .json.")] = "",
-    device: Annotated[str, typer.Option(help="Where to run, e.g. cuda; found out if not given.")] = "",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")] = "auto",
+    window: WindowOption = None,
+    top_k: TopKOption = None,
+    backend: BackendOption = None,
+    config: ConfigOption = "",
+    settings: SetOption = None,
+    device: DeviceOption = "",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Ask about a text longer than the window.
 
-    The model reads the text once, with memory, and answers every question from there.
+    The model reads the text once, with memory, and answers every question from there; or it answers from a session.
 
     A chat model is asked through its chat template. Any other goes on from the text and the question.
     """
-    from memcore.errors import UnsupportedInputError
-
-    memory = memory_config(config, window=window, top_k=top_k, backend=backend)
-    try:
-        text = file.read()
-    except UnicodeDecodeError as error:
-        raise UnsupportedInputError(f"{file.name} is not UTF-8 text: {error}") from error
-    if not text.strip():
-        raise UnsupportedInputError(f"{file.name} has no text in it")
+    if (file is None) == (not session):
+        raise UnsupportedInputError("give either a text, --file, or a session that was read before, --session")
     if not all(each.strip() for each in question):
         raise UnsupportedInputError("a question is empty")
+    memory = memory_config(
+        config, settings, path=path, read_only=bool(session), window=window, top_k=top_k, backend=backend
+    )
+    text = "" if file is None else _text(file)
     with errors.status("Loading the model ..."):
         from memcore.adapter import wrap
-        from memcore.prompt import closing, opening
-        from memcore.reader import Reader, load_model
+        from memcore.reader import load_model
 
         quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory)
-    reader = Reader(loaded, tokenizer)
-    with reading_progress() as start:
-        read = opening(tokenizer, text)
-        reader.read(read, start("reading", read.shape[1]))
-    errors.print(
-        f"read {reader.tokens:,} tokens in {reader.seconds:.1f} s ({reader.tokens / reader.seconds:,.0f} tok/s)",
-        style="dim",
-    )
+    answer_to = _from_session(loaded, tokenizer, session) if session else _from_text(loaded, tokenizer, text)
     for asked in question:
-        answer = reader.ask(closing(tokenizer, asked), max_new_tokens=max_new_tokens)
+        answer = answer_to(asked, max_new_tokens)
         if len(question) > 1:
             console.print(asked, style="bold")
         console.print(answer.text.strip(), soft_wrap=True)
@@ -68,3 +77,42 @@ def ask(
                 excerpt = " ".join(str(tokenizer.decode(passage.token_ids.clamp_min(0))).split())
                 where = f"  [{passage.start:,}, layers {', '.join(map(str, passage.layers))}]"
                 console.print(f"{where} {excerpt}", style="dim", soft_wrap=True)
+
+
+def _text(file: typer.FileText) -> str:
+    try:
+        text = file.read()
+    except UnicodeDecodeError as error:
+        raise UnsupportedInputError(f"{file.name} is not UTF-8 text: {error}") from error
+    if not text.strip():
+        raise UnsupportedInputError(f"{file.name} has no text in it")
+    return text
+
+
+def _from_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Callable[[str, int], Answer]:
+    """Read a text and return what answers questions about it."""
+    from memcore.prompt import closing, opening
+    from memcore.reader import Reader
+
+    reader = Reader(model, tokenizer)
+    read = opening(tokenizer, text)
+    with reading_progress() as start:
+        reader.read(read, start("reading", read.shape[1]))
+    errors.print(
+        f"read {reader.tokens:,} tokens in {reader.seconds:.1f} s ({reader.tokens / reader.seconds:,.0f} tok/s)",
+        style="dim",
+    )
+    return lambda question, longest: reader.ask(closing(tokenizer, question), max_new_tokens=longest)
+
+
+def _from_session(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> Callable[[str, int], Answer]:
+    """Return what answers questions from a session."""
+    from memcore.session import Session
+
+    session = Session(model, name, tokenizer, create=False)
+    if session.info.unfinished:
+        left = session.info.unfinished
+        errors.print(f"its last text was read up to token {left.done:,} of {left.tokens:,} only", style="yellow")
+    return lambda question, longest: session.ask(question, max_new_tokens=longest)

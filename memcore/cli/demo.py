@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from memcore.cli.output import console, errors, memory_config, quiet_transformers, reading_progress
+from memcore.cli.output import console, errors, quiet_transformers, reading_progress
+from memcore.cli.settings import BackendOption, ConfigOption, DeviceOption, SetOption, WindowOption, memory_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,17 +23,18 @@ def demo(
     facts: Annotated[int, typer.Option(help="How many facts to hide, 1 to 8.")] = 4,
     seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
     model: Annotated[str, typer.Option(help="Hub id or folder; Gemma 3 270M if not given.")] = "",
-    window: Annotated[int | None, typer.Option(help="Tokens the model attends to directly.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where the memory is kept: see `memcore plugins`.")] = None,
-    config: Annotated[str, typer.Option(help="Configuration file, .toml, .yaml or .json.")] = "",
-    device: Annotated[str, typer.Option(help="Where to run, e.g. cuda; found out if not given.")] = "",
+    window: WindowOption = None,
+    backend: BackendOption = None,
+    config: ConfigOption = "",
+    settings: SetOption = None,
+    device: DeviceOption = "",
     full: Annotated[bool, typer.Option(help="Also read with full attention.")] = True,
 ) -> None:
     """Find facts hidden in a long text.
 
     A small model is asked for each: without memory, with memory, and by full attention.
     """
-    memory = memory_config(config, window=window, backend=backend)
+    memory = memory_config(config, settings, window=window, backend=backend)
     with errors.status("Loading torch and transformers ..."):
         from memcore.demo.run import demonstrate
         from memcore.demo.weights import demo_model_path

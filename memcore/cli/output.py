@@ -10,16 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from memcore.config import MemoryConfig
-
 # No markup: "memcore-llm[hnswlib]" is to be shown as it is.
 console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
-
-
-def memory_config(path: str, **fields: object) -> MemoryConfig:
-    """Make a configuration from a file, if one is given, and the options that were given beside it."""
-    return MemoryConfig.from_value(path or None, **{name: value for name, value in fields.items() if value is not None})
 
 
 def print_json(value: object) -> None:
@@ -35,32 +28,39 @@ def quiet_transformers() -> None:
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} tok/s", style="cyan")
+        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s", style="cyan")
 
 
 @contextmanager
-def reading_progress() -> Iterator[Callable[[str, int], Callable[[int, int], None]]]:
-    """Show a bar per text that is read, on a terminal only.
+def reading_progress(unit: str = "tokens") -> Iterator[Callable[[str, int | None], Callable[[int, int], None]]]:
+    """Show a bar per text, or whatever else, that is read, on a terminal only.
+
+    Args:
+        unit: of what is counted.
 
     Yields:
-        a function that takes a description and how many tokens will be read, and returns what to call with
-        (tokens done, tokens in all).
+        a function that takes a description and how much will be read, None if that is not known yet, and returns what
+        to call with (done, in all).
     """
     with Progress(
         TextColumn("{task.description:<16}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
-        _Speed(),
+        TextColumn(unit),
+        _Speed("tok" if unit == "tokens" else unit),
         TimeElapsedColumn(),
         console=errors,
         disable=not errors.is_terminal,
     ) as bars:
 
-        def start(description: str, tokens: int) -> Callable[[int, int], None]:
-            task = bars.add_task(description, total=tokens)
+        def start(description: str, total: int | None) -> Callable[[int, int], None]:
+            task = bars.add_task(description, total=total)
             return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield start

@@ -1,0 +1,183 @@
+"""``memcore memory``: look into a memory on disk, check it, and clean it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memcore.cli.output import console, errors, print_json, reading_progress
+
+if TYPE_CHECKING:
+    from memcore.backend import PersistentBackend
+    from memcore.session_store import SessionInfo, SessionStore
+
+app = typer.Typer(no_args_is_help=True, help="Look into a memory on disk, check it, and clean it up.")
+
+Folder = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the memory.")]
+Name = Annotated[str, typer.Argument(metavar="SESSION", help="Name of the session.")]
+Backend = Annotated[str, typer.Option("--backend", help="The backend that wrote it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_sessions(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
+    """List the sessions in a memory."""
+    from rich.table import Table
+
+    with _opened(path, backend) as (held, sessions):
+        found = [_summary(sessions, info) for info in sessions.infos()]
+        if as_json:
+            print_json({"path": path, "backend": backend, "disk_bytes": held.disk_bytes(), "sessions": found})
+            return
+        table = Table("session", "tokens", "chunks", "MiB", "changed", "model")
+        for each in found:
+            done = each["unfinished"]
+            tokens = f"{each['tokens']:,}" + (f" (of a text, {done['done']:,} of {done['tokens']:,})" if done else "")
+            size = f"{each['bytes'] / 2**20:,.1f}"
+            table.add_row(each["name"], tokens, f"{each['chunks']:,}", size, each["changed"][:19], each["model"])
+        console.print(table)
+        console.print(f"{held.disk_bytes() / 2**20:,.1f} MiB on disk")
+
+
+@app.command("inspect")
+def inspect(path: Folder, session: Name, backend: Backend = "lmdb", as_json: Json = False) -> None:
+    """Show what a session holds: its layers, and the chunks that were retrieved most."""
+    from rich.table import Table
+
+    with _opened(path, backend) as (_, sessions):
+        info = sessions.info(session)
+        found = _summary(sessions, info)
+        found["config"] = dict(info.config)
+        found["layers"] = [_layer(sessions, info, layer) for layer in info.next_ids]
+        if as_json:
+            print_json(found)
+            return
+        table = Table(show_header=False, box=None)
+        for name in ("name", "tokens", "chunks", "created", "changed", "model", "model_fingerprint"):
+            table.add_row(name.replace("_", " "), str(found[name]))
+        table.add_row("tokenizer", info.tokenizer_fingerprint or "never used")
+        table.add_row("made with", ", ".join(f"{name}={value}" for name, value in info.config.items()))
+        console.print(table)
+        table = Table("layer", "chunks", "stored ever", "MiB", "retrievals", "retrieved most: position (times)")
+        for layer in found["layers"]:
+            most = ", ".join(f"{each['start']:,} ({each['retrievals']})" for each in layer["most_retrieved"])
+            size = f"{layer['bytes'] / 2**20:,.1f}"
+            row = (layer["layer"], f"{layer['chunks']:,}", f"{layer['stored']:,}", size, f"{layer['retrievals']:,}")
+            table.add_row(*row, most)
+        console.print(table)
+
+
+@app.command("verify")
+def verify(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
+    """Read everything and compare it with its checksums. Exits with 1 if anything is damaged."""
+    import attrs
+
+    with _opened(path, backend) as (held, _), reading_progress("entries") as start:
+        damage = held.verify(start("checking", None))
+    if as_json:
+        print_json([attrs.asdict(each) for each in damage])
+    else:
+        for each in damage:
+            console.print(str(each), style="red", soft_wrap=True)
+        console.print(f"{len(damage):,} damaged" if damage else "everything is as it was written")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command("compact")
+def compact(path: Folder, backend: Backend = "lmdb") -> None:
+    """Give space that is no longer used back to the file system."""
+    with _opened(path, backend, write=True) as (held, _), errors.status("Compacting ..."):
+        before = held.disk_bytes()
+        held.compact()
+        after = held.disk_bytes()
+    console.print(f"{before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB after")
+
+
+@app.command("copy")
+def copy(
+    path: Folder,
+    session: Name,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Name of the copy.")],
+    backend: Backend = "lmdb",
+) -> None:
+    """Copy a session under another name."""
+    with _opened(path, backend, write=True) as (_, sessions), errors.status("Copying ..."):
+        sessions.copy(session, target)
+
+
+@app.command("drop")
+def drop(
+    path: Folder,
+    session: Name,
+    backend: Backend = "lmdb",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a session. `memcore memory compact` then makes the file smaller."""
+    with _opened(path, backend, write=True) as (_, sessions):
+        tokens = sessions.info(session).tokens
+        if not yes:
+            typer.confirm(f"Delete session {session!r} with {tokens:,} tokens?", abort=True)
+        sessions.drop(session)
+
+
+@contextmanager
+def _opened(path: str, backend: str, *, write: bool = False) -> Iterator[tuple[PersistentBackend, SessionStore]]:
+    """Open a memory, read-only unless it is to be changed."""
+    from pathlib import Path
+
+    from memcore.backend import PersistentBackend
+    from memcore.bank import MemoryBank
+    from memcore.errors import ConfigError
+    from memcore.eviction_policies import FifoEviction
+    from memcore.options import structure_options
+    from memcore.plugins import registry
+    from memcore.session_store import SessionStore
+
+    if not Path(path).exists():
+        raise ConfigError(f"there is no memory at {path!r}")
+    kind = registry().load_component("backends", backend)
+    if not issubclass(kind, PersistentBackend):
+        raise ConfigError(f"backend {backend!r} keeps nothing on disk")
+    options: object = structure_options(
+        kind.Options, {"path": path, "read_only": not write}, f"backend_options of {backend!r}"
+    )
+    held = kind(options)
+    bank = MemoryBank(held, FifoEviction(), capacity=None)
+    try:
+        yield held, SessionStore(bank)
+    finally:
+        bank.close()
+
+
+def _summary(sessions: SessionStore, info: SessionInfo) -> dict[str, Any]:
+    from memcore.options import unstructure
+
+    bank = sessions.bank
+    found = unstructure(info)
+    found["chunks"] = sum(bank.count(info.namespace(layer)) for layer in info.next_ids)
+    found["bytes"] = sessions.nbytes(info)
+    return found
+
+
+def _layer(sessions: SessionStore, info: SessionInfo, layer: str) -> dict[str, Any]:
+    bank = sessions.bank
+    namespace = info.namespace(layer)
+    usage = bank.usage(namespace)
+    order = usage.retrievals.argsort(descending=True, stable=True)[:5]
+    starts = bank.fetch(namespace, usage.ids[order]).starts.tolist() if len(usage) else []
+    return {
+        "layer": layer,
+        "chunks": len(usage),
+        "stored": bank.next_id(namespace),
+        "bytes": bank.nbytes(namespace),
+        "retrievals": int(usage.retrievals.sum()),
+        "most_retrieved": [
+            {"start": start, "retrievals": count}
+            for start, count in zip(starts, usage.retrievals[order].tolist(), strict=True)
+            if count
+        ],
+    }

@@ -1,0 +1,84 @@
+"""The memory configuration on the command line: from a file, from options of their own, and by ``--set`` for any field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+import typer
+
+from memcore.config import MemoryConfig
+from memcore.errors import ConfigError
+
+ON_DISK: Final = "lmdb"
+"""The backend that keeps a memory on disk if no other is named."""
+
+ConfigOption = Annotated[str, typer.Option("--config", help="Configuration file, .toml, .yaml or .json.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any field of the configuration, e.g. chunk_size=32 or backend_options.path=memory; may be repeated.",
+    ),
+]
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", help="Where the memory is kept: see `memcore plugins`.")
+]
+WindowOption = Annotated[int | None, typer.Option("--window", help="Tokens the model attends to directly.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Chunks brought back per retrieval.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where to run, e.g. cuda; found out if not given.")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
+]
+
+
+PathOption = Annotated[
+    str, typer.Option("--path", help=f"Folder of a memory on disk: backend {ON_DISK!r} unless another is named.")
+]
+
+
+def memory_config(
+    file: str, settings: Iterable[str] | None = (), *, path: str = "", read_only: bool = False, **fields: object
+) -> MemoryConfig:
+    """Make a configuration from a file, if one is given, and what was given beside it, which takes precedence.
+
+    Args:
+        file: path of a configuration file; empty for the defaults.
+        settings: ``field=value`` or ``field.option=value``, the value as JSON, or else taken as text.
+        path: folder of a memory on disk; empty for none.
+        read_only: whether to open that for reading only.
+        **fields: fields by name; None for what was not given.
+
+    Raises:
+        ConfigError: something in it cannot be used.
+    """
+    values: dict[str, Any] = MemoryConfig.from_file(file).to_dict() if file else {}
+    if path:
+        values |= {"backend": ON_DISK} if values.get("backend", "exact") == "exact" else {}
+        values["backend_options"] = {**values.get("backend_options", {}), "path": path}
+    values |= {name: value for name, value in fields.items() if value is not None}
+    for setting in settings or ():
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set takes FIELD=VALUE, got {setting!r}")
+        *outer, last = name.split(".")
+        target = values
+        for part in outer:
+            inner = target.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {setting}: {part} has no fields of its own")
+            target = inner
+        target[last] = _value(text)
+    if read_only:
+        values.setdefault("backend_options", {}).setdefault("read_only", True)
+    return MemoryConfig.from_dict(values)
+
+
+def _value(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return text
+    return value
