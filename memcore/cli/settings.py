@@ -1,4 +1,4 @@
-"""The memory configuration on the command line: from a file, from options of their own, and by ``--set`` for any field."""
+"""The memory configuration on the command line: a file, options for the usual fields, and ``--set`` for all."""
 
 from __future__ import annotations
 
