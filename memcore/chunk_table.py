@@ -121,7 +121,8 @@ class ChunkTable:
             BackendError: an embedding is NaN or infinite, or keys or values are and are to be compressed.
         """
         self._check(chunks)
-        count, total = len(chunks), self._count + len(chunks)
+        count = len(chunks)
+        total = self._count + count
         # Rows made in inference mode could never be written to or used in training outside of it.
         with torch.inference_mode(False), torch.no_grad():
             payload = {"keys": chunks.keys, "values": chunks.values}
@@ -285,7 +286,7 @@ class ChunkTable:
 
     def _with_room(self, like: ChunkBatch, rows: int, width: int) -> dict[str, Tensor]:
         """Return columns with what is there and room for ``rows`` rows of ``width`` tokens: these, if they have it."""
-        capacity = len(self._columns["ids"]) if self._columns else 0
+        capacity = self._columns["ids"].shape[0] if self._columns else 0
         if self._columns and rows <= capacity and width == self._columns["token_ids"].shape[1]:
             return self._columns
         if rows > capacity:

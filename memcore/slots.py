@@ -30,6 +30,7 @@ class Slots:
         self._by_token = by_token
         self._blocks: list[dict[str, Tensor]] = []
         self._per_block = 0
+        self._capacity = 0
         self._used = 0  # slots handed out or free again; those behind are fresh
         self._free = torch.empty(0, dtype=torch.int64)
 
@@ -48,19 +49,23 @@ class Slots:
         Args:
             rows: as for ``put``.
         """
-        width = max(self.width, *(row.shape[2] for name, row in rows.items() if name in self._by_token))
-        wanted = max(1, self._used + max(0, len(next(iter(rows.values()))) - len(self._free)))
-        capacity = sum(len(next(iter(block.values()))) for block in self._blocks)
-        if width == self.width and wanted <= capacity:
+        width, count = self.width, 0
+        for name, row in rows.items():
+            count = row.shape[0]
+            if name in self._by_token and row.shape[2] > width:
+                width = row.shape[2]
+        wanted = max(1, self._used + max(0, count - self._free.shape[0]))
+        if width == self.width and wanted <= self._capacity:
             return self
         roomy = Slots(self.device, self._by_token)
         row_bytes = sum(row.shape[1:].numel() * row.itemsize for row in rows.values())
         roomy.width, roomy._used, roomy._free = width, self._used, self._free
         roomy._per_block = self._per_block or max(1, _BLOCK_BYTES // max(1, row_bytes))
-        first = min(capacity, roomy._per_block)
+        first = min(self._capacity, roomy._per_block)
         if wanted > first:
             first = min(roomy._per_block, max(wanted, 2 * first))
-        sizes = [first] + [roomy._per_block] * (-(-max(wanted, capacity) // roomy._per_block) - 1)
+        sizes = [first] + [roomy._per_block] * (-(-max(wanted, self._capacity) // roomy._per_block) - 1)
+        roomy._capacity = sum(sizes)
         for place, size in enumerate(sizes):
             old = self._blocks[place] if place < len(self._blocks) else {}
             as_it_is = old and width == self.width and len(next(iter(old.values()))) == size
@@ -77,27 +82,20 @@ class Slots:
         Returns:
             Their slots, ``[N]`` int64 on the CPU.
         """
-        count = len(next(iter(rows.values())))
+        count = next(iter(rows.values())).shape[0]
         again, self._free = self._free[:count], self._free[count:]
-        fresh = torch.arange(self._used, self._used + count - len(again))
-        self._used += len(fresh)
-        slots = torch.cat((again, fresh)) if len(again) else fresh
-        for part, block, local in self._runs(slots):
-            low, length = int(local[0]), len(local)
-            together = bool((local.diff() == 1).all())
-            index = None if together else local.to(self.device)
-            for name, row in rows.items():
-                column, missing = block[name], self.width - row.shape[2] if name in self._by_token else 0
-                if index is None:
-                    column = column[low : low + length]
-                if missing:
-                    padding, column = column.narrow(2, row.shape[2], missing), column.narrow(2, 0, row.shape[2])
-                    _ = padding.zero_() if index is None else padding.index_fill_(0, index, 0)
-                if index is None:
-                    column.copy_(row[part])
-                else:
-                    column.index_copy_(0, index, row[part].to(self.device))
-        return slots
+        done = again.shape[0]
+        for part, block, local in self._runs(again):
+            self._write(block, local.to(self.device), rows, part)
+        end = self._used + count - done
+        fresh = torch.arange(self._used, end)
+        while self._used < end:
+            number, low = divmod(self._used, self._per_block)
+            length = min(end - self._used, self._per_block - low)
+            self._write(self._blocks[number], slice(low, low + length), rows, slice(done, done + length))
+            self._used += length
+            done += length
+        return torch.cat((again, fresh)) if again.shape[0] else fresh
 
     def take(self, slots: Tensor, *, pinned: bool = False) -> dict[str, Tensor]:
         """Copy out the rows in these slots, ``[N]`` int64 on the CPU, in this order, repeats allowed.
@@ -135,6 +133,20 @@ class Slots:
             part = slice(first, first + count)
             yield part, self._blocks[number], slots[part] - number * self._per_block
             first += count
+
+    def _write(
+        self, block: Mapping[str, Tensor], where: slice | Tensor, rows: Mapping[str, Tensor], part: slice
+    ) -> None:
+        """Copy a part of the rows to places of a block and fill up what is narrower."""
+        for name, row in rows.items():
+            column = block[name]
+            if name in self._by_token and row.shape[2] < self.width:
+                column[where, :, row.shape[2] :] = 0
+                column = column[:, :, : row.shape[2]]
+            if isinstance(where, slice):
+                column[where].copy_(row[part])
+            else:
+                column.index_copy_(0, where, row[part].to(self.device))
 
     def _resized(
         self, old: Mapping[str, Tensor], like: Mapping[str, Tensor], count: int, width: int
