@@ -18,7 +18,8 @@ SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters exampl
 INPUTS := pyproject.toml constraints.txt
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint format bench-passkey bench-embedders bench-speed clean
+.PHONY: help demo test test-all test-faiss-gpu lint format bench-backends bench-embedders bench-eviction bench-passkey \
+        bench-speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -32,6 +33,12 @@ test: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the tests (
 test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slow tests as well
 	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
+# The wheel with GPU support is the same package as faiss-cpu, so it needs a virtual environment of its own. It runs on
+# the CPU where there is no GPU; the tests that need one are skipped.
+test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
+	@$(MAKE) --no-print-directory VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
+	@.venv-faiss-gpu/bin/python -m pytest tests/backends/test_faiss.py $(ARGS)
+
 lint: $(VENV)/.has-dev ## ruff and strict mypy
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
@@ -40,6 +47,12 @@ lint: $(VENV)/.has-dev ## ruff and strict mypy
 format: $(VENV)/.has-dev ## sort imports, fix what ruff can fix, format
 	@$(BIN)/ruff check --fix-only $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
+
+bench-backends: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## each backend against its raw library and brute force
+	@$(BIN)/python benchmarks/backends.py $(ARGS)
+
+bench-eviction: $(VENV)/.has-dev ## hit rates of the eviction policies on a skewed stream
+	@$(BIN)/python benchmarks/eviction.py $(ARGS)
 
 bench-passkey: $(VENV)/.has-demo $(VENV)/.has-hnswlib ## hidden pass-keys found, by depth and length
 	@$(BIN)/python benchmarks/passkey.py $(ARGS)
@@ -51,7 +64,7 @@ bench-speed: $(VENV)/.has-demo ## prefill and decode, plain and wrapped
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-faiss-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 # 3.11 first: what is pinned in constraints.txt was tried on it. A version manager's shim may exist and not run,
 # and Debian's python3 may lack venv, so every candidate is tried.
@@ -72,6 +85,11 @@ $(VENV)/.made: $(INPUTS)
 $(VENV)/.has-dev $(VENV)/.has-demo: $(VENV)/.has-%: $(VENV)/.made
 	@echo "Installing memcore with its $* extra ..."
 	@$(PIP) -e ".[$*]"
+	@touch $@
+
+$(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
+	@echo "Installing memcore with the faiss-gpu wheel ..."
+	@$(PIP) -e ".[faiss-gpu,testing]" pytest-timeout
 	@touch $@
 
 # hnswlib comes as source only. Without a C++ compiler the tests that need it are skipped, and say so.

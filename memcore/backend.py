@@ -41,6 +41,11 @@ class MemoryBackend(ABC):
     def __init__(self, options: object) -> None:
         """Open the backend with an instance of ``Options``."""
 
+    @classmethod
+    def about(cls) -> str:
+        """Return what it runs on here, e.g. the build of a library, in a few words for ``memcore doctor``."""
+        return ""
+
     @abstractmethod
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
         """Add ``N`` chunks and return their ids.

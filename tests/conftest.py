@@ -59,3 +59,19 @@ def plugin_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         (info / "entry_points.txt").write_text(f"[memcore]\n{name} = {module}\n")
 
     return install
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: Any) -> str:
+    """A tiny random llama with a tokenizer that knows the words w0, w1, ..."""
+    from tiny_models import VOCABULARY, tiny_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: index for index, word in enumerate(["<pad>", "<s>", *(f"w{n}" for n in range(VOCABULARY - 2))])}
+    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>").save_pretrained(folder)
+    tiny_model("llama").save_pretrained(folder)
+    return folder

@@ -8,7 +8,20 @@ import typer
 
 from memcore.cli.output import console, print_json
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "attrs", "cattrs", "pluggy", "hnswlib", "numpy")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "attrs",
+    "cattrs",
+    "pluggy",
+    "numpy",
+    "faiss-cpu",
+    "faiss-gpu",
+    "hnswlib",
+    "lmdb",
+)
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -95,8 +108,8 @@ def _backends() -> dict[str, str]:
     states = {}
     for name in registry().components("backends"):
         try:
-            registry().load_component("backends", name)
-            states[name] = "ok"
+            about = registry().load_component("backends", name).about()
+            states[name] = f"ok: {about}" if about else "ok"
         except MemcoreError as error:
             states[name] = str(error)
     return states

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import VOCABULARY, tiny_model
-from typer.testing import CliRunner
+from cli_runner import run
 
 import memcore
 from memcore import plugins
-from memcore.cli import app
 
 FAR = """
 from memcore import Component, hookimpl
@@ -26,31 +24,12 @@ def memcore_backends():
 """
 
 
-def run(*arguments: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Any:
-    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200", **(env or {})})
-
-
 @pytest.fixture
 def fresh_registry() -> Any:
     """Plugins installed by a test are found by the command line, and forgotten afterwards."""
     plugins.registry.cache_clear()
     yield
     plugins.registry.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: Any) -> str:
-    """A tiny random llama with a tokenizer that knows the words w0, w1, ..."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: index for index, word in enumerate(["<pad>", "<s>", *(f"w{n}" for n in range(VOCABULARY - 2))])}
-    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    folder = str(tmp_path_factory.mktemp("tiny"))
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>").save_pretrained(folder)
-    tiny_model("llama").save_pretrained(folder)
-    return folder
 
 
 def ask(folder: str, *more: str, text: str = "w1 w2 w3 " * 100, question: str = "w4 w5") -> Any:
