@@ -15,7 +15,8 @@ from memcore.config import MemoryConfig
 from memcore.errors import ConfigError
 from memcore.memory_layer import Recalled
 from memcore.options import structure_options
-from memcore.plugins import PluginHooks, registry
+from memcore.plugin_hooks import PluginHooks
+from memcore.plugins import registry
 from memcore.retriever import LayerSetup
 from memcore.rotary import RotaryGeometry
 from memcore.session_store import SessionStore

@@ -8,48 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.util
-import inspect
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import attrs
 import pluggy
 
 from memcore import hookspecs
+from memcore.component_check import KINDS, NOUNS, Kind, problem_with_class
 from memcore.errors import MissingDependencyError, PluginError, UnknownNameError
 from memcore.hookspecs import Component
 from memcore.options import describe, nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from memcore.adapter import ModelAdapter
     from memcore.backend import MemoryBackend
-    from memcore.chunk import ChunkBatch, SearchResult
     from memcore.embedder import ChunkEmbedder
-    from memcore.eviction import ChunkUsage, EvictionPolicy
+    from memcore.eviction import EvictionPolicy
 
 logger = logging.getLogger(__name__)
 
 GROUP = "memcore"
 BUILTIN = "builtin"
 ENVIRONMENT = "MEMCORE_PLUGINS"
-
-Kind = Literal["backends", "embedders", "eviction_policies", "adapters"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-# What a component of each kind is called, and the class it must derive from; imported only when one is loaded.
-_BASES: dict[Kind, tuple[str, str, str]] = {
-    "backends": ("backend", "memcore.backend", "MemoryBackend"),
-    "embedders": ("embedder", "memcore.embedder", "ChunkEmbedder"),
-    "eviction_policies": ("eviction policy", "memcore.eviction", "EvictionPolicy"),
-    "adapters": ("adapter", "memcore.adapter", "ModelAdapter"),
-}
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +114,7 @@ class PluginRegistry:
         try:
             plugin = point.load()
         # A plugin may do anything when it is imported, and the rest must work all the same.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._record(report, f"{point.value} cannot be imported: {_reason(error)}", failed=True)
             return
         with contextlib.suppress(PluginError):  # recorded and logged
@@ -172,7 +157,7 @@ class PluginRegistry:
                 if not caller.has_spec():
                     known = [hook for hook in vars(hookspecs) if hook.startswith("memcore_")]
                     self._problem(name, f"implements an unknown hook {caller.name!r}{nearest(caller.name, known)}")
-                elif _is_wrapper(implementation):
+                elif is_wrapper(implementation):
                     self._problem(name, f"{caller.name} is a wrapper; memcore calls each plugin by itself: not called")
 
     def components(self, kind: Kind) -> dict[str, Offer]:
@@ -186,7 +171,7 @@ class PluginRegistry:
                 if first is not offer:
                     self._problem(
                         offer.plugin,
-                        f"{_BASES[kind][0]} {component.name!r} is already offered by plugin {first.plugin!r}, "
+                        f"{NOUNS[kind]} {component.name!r} is already offered by plugin {first.plugin!r}, "
                         "which keeps the name",
                     )
         return offers
@@ -222,7 +207,7 @@ class PluginRegistry:
             MissingDependencyError: a package it needs is not installed; the message says what to install.
             PluginError: it cannot be imported, or is no concrete class of its kind.
         """
-        noun, module, base_name = _BASES[kind]
+        noun = NOUNS[kind]
         offers = self.components(kind)
         if name not in offers:
             raise UnknownNameError(self._unknown(noun, name, list(offers)))
@@ -232,14 +217,11 @@ class PluginRegistry:
             raise MissingDependencyError(f"{noun} {name!r} cannot be used: {missing}")
         try:
             cls: object = offer.component.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{what} cannot be loaded: {_reason(error)}") from error
-        base: type = getattr(importlib.import_module(module), base_name)
-        if not isinstance(cls, type) or not issubclass(cls, base):
-            raise PluginError(f"{what} must be a subclass of memcore.{base_name}, got {describe(cls)}")
-        if inspect.isabstract(cls):
-            methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise PluginError(f"{what}: {cls.__qualname__} does not implement {methods}")
+        if problem := problem_with_class(kind, cls):
+            raise PluginError(f"{what}{problem}")
+        assert isinstance(cls, type)
         return cls
 
     def _unknown(self, noun: str, name: str, known: list[str]) -> str:
@@ -271,63 +253,16 @@ def registry() -> PluginRegistry:
     return found
 
 
-class PluginHooks:
-    """Calls the hooks around store, retrieve and evict, each plugin by itself.
-
-    A plugin that raises is logged once per hook and passed over: what observes must not break what it observes. Calls
-    cost next to nothing while no plugin implements the hook.
-    """
-
-    def __init__(self, plugins: PluginRegistry | None = None) -> None:
-        self._hook = (plugins or registry()).manager.hook
-        self._failed: set[tuple[str, str]] = set()
-
-    def stored(self, namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
-        """Tell plugins of chunks that were stored."""
-        for _ in self._results(self._hook.memcore_stored, namespace=namespace, ids=ids, chunks=chunks):
-            pass
-
-    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult | None) -> None:
-        """Tell plugins of a retrieval."""
-        for _ in self._results(self._hook.memcore_retrieved, namespace=namespace, ids=ids, result=result):
-            pass
-
-    def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
-        """Return the ids that the first plugin with an opinion would drop, or None if none has one."""
-        for ids in self._results(self._hook.memcore_evict, namespace=namespace, usage=usage, capacity=capacity):
-            if ids is not None:
-                return cast("Tensor", ids)  # the bank checks it, as it checks a policy's
-        return None
-
-    def evicted(self, namespace: str, ids: Tensor) -> None:
-        """Tell plugins of chunks that were dropped to make room."""
-        for _ in self._results(self._hook.memcore_evicted, namespace=namespace, ids=ids):
-            pass
-
-    def _results(self, hook: pluggy.HookCaller, **arguments: object) -> Iterator[object]:
-        for implementation in reversed(hook.get_hookimpls()):
-            if _is_wrapper(implementation):
-                continue
-            try:
-                result = implementation.function(*(arguments[name] for name in implementation.argnames))
-            except Exception:
-                key = (implementation.plugin_name, hook.name)
-                if key not in self._failed:
-                    self._failed.add(key)
-                    logger.exception("plugin %r failed in %s; later failures are not logged", *key)
-                continue
-            yield result
-
-
 def _in_order_of_registration(hook: pluggy.HookCaller, manager: pluggy.PluginManager) -> list[pluggy.HookImpl]:
     # pluggy keeps implementations in calling order, which tryfirst and trylast change; a name clash must not depend
     # on them.
     order = {name: index for index, (name, _) in enumerate(manager.list_name_plugin())}
-    implementations = [each for each in hook.get_hookimpls() if not _is_wrapper(each)]
+    implementations = [each for each in hook.get_hookimpls() if not is_wrapper(each)]
     return sorted(implementations, key=lambda each: order.get(each.plugin_name, len(order)))
 
 
-def _is_wrapper(implementation: pluggy.HookImpl) -> bool:
+def is_wrapper(implementation: pluggy.HookImpl) -> bool:
+    """Return whether an implementation wraps those of other plugins, which memcore does not allow."""
     return bool(implementation.wrapper or implementation.hookwrapper)
 
 

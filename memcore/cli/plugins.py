@@ -17,7 +17,8 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     import attrs
     from rich.table import Table
 
-    from memcore.plugins import KINDS, registry
+    from memcore.component_check import KINDS
+    from memcore.plugins import registry
 
     found = registry()
     offers = [(kind, offer) for kind in KINDS for offer in found.components(kind).values()]

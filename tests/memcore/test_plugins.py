@@ -6,13 +6,14 @@ import logging
 from typing import Any
 
 import pytest
-import torch
 
 from memcore.backend import MemoryBackend
-from memcore.errors import MissingDependencyError, PluginError, UnknownNameError
+from memcore.component_check import KINDS
+from memcore.errors import ConfigError, MissingDependencyError, PluginError, UnknownNameError
 from memcore.exact_backend import ExactBackend
 from memcore.hookspecs import hookimpl
-from memcore.plugins import KINDS, PluginHooks, PluginRegistry
+from memcore.options import structure_options
+from memcore.plugins import PluginRegistry
 
 HEAD = "from memcore import Component, hookimpl\n"
 
@@ -180,82 +181,75 @@ def test_an_incomplete_backend_names_the_missing_method(plugin_folder: Any) -> N
 
 
 class Observer:
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
     @hookimpl
-    def memcore_stored(self, namespace: str) -> None:
-        self.calls.append(namespace)
+    def memcore_stored(self) -> None:
+        pass
 
 
-class Failing:
-    @hookimpl
-    def memcore_stored(self, namespace: str) -> None:
-        raise ValueError(namespace)
-
-    @hookimpl
-    def memcore_evict(self, capacity: int) -> None:
-        raise ValueError(capacity)
-
-
-class Deciding:
-    def __init__(self, ids: torch.Tensor | None) -> None:
-        self.ids = ids
-
-    @hookimpl
-    def memcore_evict(self, capacity: int) -> torch.Tensor | None:
-        return self.ids
+def options_of(kind: str, options: str) -> str:
+    """Return the source of a plugin whose backend lacks nothing but, perhaps, good options."""
+    return (
+        "import attrs, memcore\nfrom pathlib import Path\n"
+        f"base = memcore.{kind}\n"
+        f"{options}\n"
+        "body = {name: lambda *a: None for name in base.__abstractmethods__} | {'Options': Options}\n"
+        "Acme = type('Acme', (base,), body)\n" + offer("acme", "lambda: Acme")
+    )
 
 
-NOTHING: Any = None
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("MemoryBackend", "class Options: pass", r"must be an attrs class, got <class .*Options"),
+        ("MemoryBackend", "Options = None", "must be an attrs class, got None"),
+        ("MemoryBackend", "Options = attrs.make_class('Options', {'x': attrs.field(type='Thing')})", "'Thing'"),
+        ("PersistentBackend", "Options = attrs.make_class('Options', {})", r"must have a field path: pathlib\.Path"),
+        (
+            "PersistentBackend",
+            "Options = attrs.make_class('Options', {'path': attrs.field(type=str)})",
+            r"must have a field path: pathlib\.Path",
+        ),
+        (
+            "PersistentBackend",
+            "Options = attrs.make_class('Options', {'path': attrs.field(type=Path)})",
+            "must have a field read_only: bool = False",
+        ),
+        (
+            "PersistentBackend",
+            "fields = {'path': attrs.field(type=Path), 'read_only': attrs.field(type=bool, default=True)}\n"
+            "Options = attrs.make_class('Options', fields)",
+            "must have a field read_only: bool = False",
+        ),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(plugin_folder: Any, kind: str, options: str, says: str) -> None:
+    plugin_folder("acme", options_of(kind, options))
+    with pytest.raises(PluginError, match=rf"backend 'acme' of plugin 'acme': Acme\.Options .*{says}"):
+        loaded().load_component("backends", "acme")
 
 
-def test_observers_are_told() -> None:
-    registry = PluginRegistry()
-    observer = Observer()
-    registry.register(observer, "observer")
-    PluginHooks(registry).stored("ns", torch.arange(2), NOTHING)
-    assert observer.calls == ["ns"]
+def test_options_with_path_and_read_only_are_enough(plugin_folder: Any) -> None:
+    fields = ("path: 'Path'", "read_only: 'bool' = False", "speed: 'float | None' = None")
+    options = "\n    ".join(("@attrs.frozen\nclass Options:", *fields))
+    plugin_folder("acme", options_of("PersistentBackend", options))
+    assert loaded().load_component("backends", "acme").__name__ == "Acme"
 
 
-def test_a_failing_observer_is_logged_once_and_stops_nobody(caplog: Any) -> None:
-    registry = PluginRegistry()
-    observer = Observer()
-    registry.register(observer, "observer")
-    registry.register(Failing(), "failing")
-    hooks = PluginHooks(registry)
-    for namespace in "ab":
-        hooks.stored(namespace, torch.arange(2), NOTHING)
-    assert observer.calls == ["a", "b"]
-    assert [record.message for record in caplog.records] == [
-        "plugin 'failing' failed in memcore_stored; later failures are not logged"
-    ]
+def test_a_plugin_that_exits_leaves_the_rest_working(plugin_folder: Any) -> None:
+    plugin_folder("acme", "raise SystemExit(3)")
+    plugin_folder("beta", offer("beta", "lambda: __import__('sys').exit(4)"))
+    registry = loaded()
+    assert report(registry, "acme").status == "failed"
+    assert "exact" in registry.components("backends")
+    with pytest.raises(PluginError, match="backend 'beta' of plugin 'beta' cannot be loaded: SystemExit: 4"):
+        registry.load_component("backends", "beta")
 
 
-def test_the_first_decision_counts() -> None:
-    registry = PluginRegistry()
-    for name, plugin in (
-        ("decides", Deciding(torch.tensor([3]))),
-        ("leaves it", Deciding(None)),
-        ("fails", Failing()),
-    ):
-        registry.register(plugin, name)
-    dropped = PluginHooks(registry).evict("ns", NOTHING, 4)
-    assert dropped is not None
-    assert dropped.tolist() == [3]
-
-
-def test_nobody_decides_without_plugins() -> None:
-    assert PluginHooks(PluginRegistry()).evict("ns", NOTHING, 4) is None
-
-
-def test_a_plugin_registered_later_is_heard() -> None:
-    registry = PluginRegistry()
-    hooks = PluginHooks(registry)
-    observer = Observer()
-    registry.register(observer, "late")
-    hooks.stored("ns", torch.arange(2), NOTHING)
-    assert observer.calls == ["ns"]
+def test_wrong_options_name_the_field_and_the_backend(plugin_folder: Any) -> None:
+    plugin_folder("acme", options_of("MemoryBackend", "@attrs.frozen\nclass Options:\n    speed: int = 1"))
+    backend = loaded().load_component("backends", "acme")
+    with pytest.raises(ConfigError, match=r"^backend_options of 'acme': unknown field 'sped', did you mean 'speed'\?"):
+        structure_options(backend.Options, {"sped": 2}, "backend_options of 'acme'")
 
 
 def test_registering_twice_is_refused() -> None:
