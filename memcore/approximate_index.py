@@ -157,11 +157,12 @@ class ApproximateIndex(SearchIndex):
 
     def search(self, table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult:
         """Search the index, or every vector where that is faster or the index cannot help."""
-        embeddings = table.embeddings
-        per_chunk = embeddings.shape[1]
-        if top_k >= len(table) or len(table) * per_chunk <= self._exact_below:
+        embeddings, coverage = table.embeddings, self.coverage
+        chunks, per_chunk, _ = embeddings.shape
+        if top_k >= chunks or chunks * per_chunk <= self._exact_below:
             return exact_search(table, queries, top_k)
-        coverage = self._catch_up(table, embeddings)
+        if coverage is None or coverage.live != chunks * per_chunk:
+            coverage = self._catch_up(table, embeddings)
         # All neighbours could belong to few chunks. So many cannot belong to fewer than top_k.
         found = self.vectors.find(queries, (top_k - 1) * per_chunk + 1)
         if found is None:
@@ -169,12 +170,13 @@ class ApproximateIndex(SearchIndex):
         ids = found.labels
         if per_chunk > 1:
             ids = first_distinct(ids // per_chunk, top_k if found.products is not None else ids.shape[1] // per_chunk)
+        complete = ids.min().item() >= 0
+        if complete and per_chunk == 1 and found.products is not None:
+            return SearchResult(ids=ids, scores=_original(found.products, queries, coverage.centre))
         short = ids[:, top_k - 1] < 0
-        if bool(short.any()):
+        if not complete and bool(short.any()):
             # Equal vectors that no link leads to, or lists too small: these queries do without the index.
             ids[short, :top_k] = exact_search(table, queries[short.to(queries.device)], top_k).ids
-        elif per_chunk == 1 and found.products is not None:
-            return SearchResult(ids=ids, scores=_original(found.products, queries, coverage.centre))
         result = score_chunks(table, queries, ids)
         return SearchResult(ids=result.ids[:, :top_k], scores=result.scores[:, :top_k])
 
@@ -210,8 +212,6 @@ class ApproximateIndex(SearchIndex):
         chunks, per_chunk, _ = embeddings.shape
         total = chunks * per_chunk
         coverage = self.coverage
-        if coverage is not None and coverage.live == total:
-            return coverage
         self.coverage = None  # what fails half way is built anew the next time
         if coverage is not None:
             unmeasured = coverage.unmeasured + total - coverage.live

@@ -10,10 +10,11 @@ from memcore.errors import BackendError
 from memcore.in_memory import InMemoryBackend, SearchIndex
 from memcore_faiss.engine import CpuEngine
 from memcore_faiss.flat_index import FlatIndex
+from memcore_faiss.hnsw_index import HnswIndex
 from memcore_faiss.installation import Installation, installation, resolve_device
 from memcore_faiss.ivf_index import IvfIndex, IvfSettings
 from memcore_faiss.options import FaissOptions
-from memcore_faiss.positional_index import FlatGpuIndex, HnswIndex
+from memcore_faiss.positional_index import FlatGpuIndex
 
 if TYPE_CHECKING:
     from memcore_faiss.gpu_engine import GpuEngine
@@ -75,6 +76,7 @@ class FaissBackend(InMemoryBackend):
                 links=options.M,
                 ef_construction=options.ef_construction,
                 ef=options.ef,
+                recall=options.recall,
                 seed=options.seed,
             )
         if options.index in ("ivf", "ivfpq"):

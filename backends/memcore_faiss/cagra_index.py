@@ -64,14 +64,14 @@ class GraphWithTail(PositionalIndex):
         self._covered = 0  # vectors in the graph: the first ones
 
     def copy(self) -> Self:
-        """Return an index over the same vectors, which makes a graph of its own when it is searched."""
+        """Return an index that can be changed apart from this one."""
         twin = super().copy()
         twin._blocks = list(self._blocks)
         return twin
 
     def copy_index(self) -> Any:
-        """Return no graph."""
-        return None
+        """Return the graph itself, as it never changes."""
+        return self._index
 
     def _tail(self) -> Tensor:
         """Return the vectors that are not in the graph, having made a new one if they are too many."""
@@ -102,7 +102,3 @@ class CagraIndex(GraphWithTail):
     def own(self, vectors: Tensor) -> Tensor:
         """Return the vectors on the GPU."""
         return vectors.to(self._gpu.device, copy=True)
-
-    def twin(self) -> Self:
-        """Return an index without any vectors."""
-        return type(self)(self._gpu)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import partial
 from math import sqrt
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 import faiss
-import torch
 
 from memcore.approximate_index import Found, VectorIndex
 from memcore.errors import BackendError
+from memcore_faiss.effort import TRIED, Effort
 from memcore_faiss.engine import CpuEngine
-from memcore_faiss.probes import choose_probes
 from memcore_faiss.tombstones import Tombstones
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ _PER_LIST: Final = 50
 
 _GROWTH: Final = 4
 """Trained anew once so many times the vectors trained for were added: there should be twice as many lists by then."""
-
-_TRIED: Final = 64
-"""Queries by which the number of lists to search is chosen."""
 
 _CODES: Final = 256
 """Values of a byte of a compressed vector, and vectors needed to learn them."""
@@ -88,12 +86,12 @@ class IvfIndex(VectorIndex):
     @property
     def probes(self) -> int | None:
         """Lists that a search looks at; None before the first one since training."""
-        return self._probes
+        return self._probes.value
 
     def sample_size(self, count: int) -> int:
         """Return how many vectors to train with."""
         size = self._settings.train_size or _PER_LIST * self._settings.lists_for(count)
-        return max(size, _CODES if self._settings.compressed else 1, _TRIED)
+        return max(size, _CODES if self._settings.compressed else 1, TRIED)
 
     def outgrown(self, count: int) -> bool:
         """Return whether the lists were made for far fewer vectors, or for others."""
@@ -111,20 +109,20 @@ class IvfIndex(VectorIndex):
         self._engine.train(index, sample)
         self._index = index
         self._trained = count
-        self._tried = sample[torch.linspace(0, len(sample) - 1, min(_TRIED, len(sample))).long()].clone()
+        self._probes.start(sample)
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
         """Add vectors to their lists."""
         if self._index is not None:
             self._engine.add(self._index, vectors, labels)
         self._added += len(labels)
-        self._changed += len(labels)
         self._held += len(labels)
+        self._probes.change(len(labels))
 
     def remove(self, labels: Tensor) -> None:
         """Remove vectors from their lists, or put them under tombstones."""
-        self._changed += len(labels)
         self._held -= len(labels)
+        self._probes.change(len(labels))
         if self._index is None:
             return
         if isinstance(self._engine, CpuEngine):
@@ -136,7 +134,7 @@ class IvfIndex(VectorIndex):
         """Search some of the lists."""
         if self._index is None:
             return None
-        if self._probes is None or 2 * self._changed > self._held:
+        if self._probes.is_due(self._held):
             self._choose_probes(queries)
         most = min(self._engine.most_found, int(self._index.ntotal))
         if not self._settings.compressed:
@@ -149,22 +147,18 @@ class IvfIndex(VectorIndex):
     def clear(self) -> None:
         """Release everything."""
         self._index = None
-        self._probes: int | None = None
+        self._probes = Effort(fixed=self._settings.probes, recall=self._settings.recall)
         self._trained = 0  # vectors there when it was trained
         self._added = 0  # vectors added since then
         self._held = 0  # vectors added and not removed
-        self._changed = 0  # vectors added and removed since the probes were chosen
-        self._tried = torch.empty(0)
         self._tombstones = Tombstones()
 
     def copy(self) -> Self:
         """Return an inverted file that can be changed apart from this one."""
-        twin = type(self)(self._engine, self._settings)
+        twin = copy(self)
         if self._index is not None:
             twin._index = self._engine.copy(self._index)
-        twin._probes, twin._tried = self._probes, self._tried
-        twin._trained, twin._added = self._trained, self._added
-        twin._held, twin._changed = self._held, self._changed
+        twin._probes = self._probes.copy()
         twin._tombstones = self._tombstones.copy()
         return twin
 
@@ -191,17 +185,10 @@ class IvfIndex(VectorIndex):
         return self._engine.place(index)
 
     def _choose_probes(self, queries: Tensor) -> None:
-        """Set how many lists to search: enough for vectors stored and for the first queries, if these are unlike."""
-        most = min(int(self._index.nlist), self._engine.most_found)
-        probes = self._settings.probes
-        if probes is None:
-            probes = max(self._try_probes(self._tried, most, own=True), self._try_probes(queries[:_TRIED], most))
-        self._probes = self._index.nprobe = min(probes, most)
-        self._changed = 0
+        lists = min(int(self._index.nlist), self._engine.most_found)
 
-    def _try_probes(self, queries: Tensor, most: int, *, own: bool = False) -> int:
-        def search(lists: int, count: int) -> Tensor:
-            self._index.nprobe = lists
-            return self._engine.search(self._index, queries, count)[0]
+        def search(probes: int, some: Tensor, count: int) -> Tensor:
+            self._index.nprobe = probes
+            return self._engine.search(self._index, some, count)[0]
 
-        return choose_probes(search, most, self._settings.recall, own=own)
+        self._index.nprobe = self._probes.choose(search, partial(search, lists), queries, lists)

@@ -34,13 +34,14 @@ class FaissOptions:
             waited for; None where CUDA is there and the chunks are on the CPU.
         nlist: lists of ``ivf`` and ``ivfpq``; None makes twice as many as the square root of the number of vectors.
         nprobe: lists that a search looks at; None tries out on stored vectors and on the first queries how many it
-            takes for ``recall``.
-        recall: share of the best vectors for which ``nprobe`` is tried out.
+            takes for ``recall``, and again whenever half of the vectors are others.
+        recall: share of the best vectors for which ``nprobe`` and ``ef`` are tried out.
         train_size: vectors that the lists are trained with; None takes 50 per list.
         pq_m: bytes per vector of ``ivfpq``; must divide ``E``. None takes about one for every 4 numbers.
         M: links per vector of ``hnsw``, 2 to 128.
         ef_construction: neighbours considered by ``hnsw`` when a vector is added.
-        ef: neighbours considered by ``hnsw`` in a search, raised where a search asks for more.
+        ef: neighbours considered by ``hnsw`` in a search, raised where a search asks for more; None tries it out like
+            ``nprobe``.
         seed: of clustering and graph levels.
         threads: that faiss may use on the CPU for one call.
         temp_memory: bytes of GPU memory for intermediate results, shared by all indexes on that GPU.
@@ -60,7 +61,7 @@ class FaissOptions:
     pq_m: int | None = attrs.field(default=None, validator=optional(_whole(1, 2**16)))
     M: int = attrs.field(default=16, validator=_whole(2, 128))
     ef_construction: int = attrs.field(default=200, validator=_whole(1, 100_000))
-    ef: int = attrs.field(default=256, validator=_whole(1, 100_000))
+    ef: int | None = attrs.field(default=None, validator=optional(_whole(1, 100_000)))
     seed: int = attrs.field(default=0, validator=_whole(0, 2**31 - 1))
     threads: int = attrs.field(default=1, validator=_whole(1, 1024))
     temp_memory: int = attrs.field(default=256 << 20, validator=_whole(0, 2**40))

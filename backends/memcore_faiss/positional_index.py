@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self
 
 import faiss
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memcore_faiss.engine import Engine
-
-_faiss: Any = faiss  # its own types do not know all of it
 
 
 class PositionalIndex(VectorIndex):
@@ -68,9 +67,8 @@ class PositionalIndex(VectorIndex):
 
     def copy(self) -> Self:
         """Return an index that can be changed apart from this one."""
-        twin = self.twin()
+        twin = copy(self)
         twin._index = self.copy_index()
-        twin._labels, twin._in_place = self._labels, self._in_place
         twin._tombstones = self._tombstones.copy()
         return twin
 
@@ -84,10 +82,6 @@ class PositionalIndex(VectorIndex):
         # They ascend and none is negative.
         self._in_place = int(self._labels[-1]) == len(self._labels) - 1
 
-    @abstractmethod
-    def twin(self) -> Self:
-        """Return an empty index of this kind."""
-
     def find_places(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return products and places, ``[Q, count]`` on the CPU, -1 where no more was found."""
         return self.engine.search(self._index, queries, count)
@@ -99,50 +93,9 @@ class PositionalIndex(VectorIndex):
         return products, self._labels[places].masked_fill_(places < 0, -1)
 
 
-class HnswIndex(PositionalIndex):
-    """A graph on the CPU.
-
-    Args:
-        engine: a :class:`memcore_faiss.engine.CpuEngine`.
-        links: per vector.
-        ef_construction: neighbours considered when a vector is added.
-        ef: neighbours considered in a search, at least.
-        seed: of the graph's random levels.
-    """
-
-    def __init__(self, engine: Engine, *, links: int, ef_construction: int, ef: int, seed: int) -> None:
-        super().__init__(engine)
-        self._links = links
-        self._ef_construction = ef_construction
-        self._ef = ef
-        self._seed = seed
-
-    def new_index(self, size: int) -> Any:
-        """Return an empty graph."""
-        index: Any = faiss.IndexHNSWFlat(size, self._links, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = self._ef_construction
-        index.hnsw.rng = _faiss.RandomGenerator(self._seed)
-        return self.engine.place(index)
-
-    def twin(self) -> Self:
-        """Return an index without any vectors."""
-        return type(self)(
-            self.engine, links=self._links, ef_construction=self._ef_construction, ef=self._ef, seed=self._seed
-        )
-
-    def find_places(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Search the graph."""
-        self._index.hnsw.efSearch = max(self._ef, count)
-        return super().find_places(queries, count)
-
-
 class FlatGpuIndex(PositionalIndex):
     """A copy of all vectors on a GPU, every one of which is compared."""
 
     def new_index(self, size: int) -> Any:
         """Return an index without vectors."""
         return self.engine.place(faiss.IndexFlatIP(size))
-
-    def twin(self) -> Self:
-        """Return an index without any vectors."""
-        return type(self)(self.engine)

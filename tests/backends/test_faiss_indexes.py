@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ pytest.importorskip("faiss")
 import faiss
 from memcore_faiss.backend import FaissBackend
 from memcore_faiss.cagra_index import GraphWithTail
+from memcore_faiss.effort import Effort
 from memcore_faiss.engine import CpuEngine
+from memcore_faiss.hnsw_index import HnswIndex
 from memcore_faiss.installation import installation
 from memcore_faiss.ivf_index import IvfIndex, IvfSettings
 from memcore_faiss.options import FaissOptions
-from memcore_faiss.positional_index import HnswIndex
-from memcore_faiss.probes import choose_probes
 from memcore_faiss.tombstones import Tombstones
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def ivf(**changes: Any) -> IvfIndex:
 
 
 def hnsw() -> HnswIndex:
-    return HnswIndex(CpuEngine(1), links=16, ef_construction=100, ef=64, seed=0)
+    return HnswIndex(CpuEngine(1), links=16, ef_construction=100, ef=None, recall=0.98, seed=0)
 
 
 QUERIES = vectors(50, seed=5)
@@ -156,25 +156,49 @@ class TestIvf:
             fill(ivf(compressed=True, code_bytes=5), vectors(400))
 
 
-class TestProbes:
-    def test_stops_at_the_first_number_that_finds_enough(self) -> None:
+class TestEffort:
+    @staticmethod
+    def exact(queries: Tensor, count: int) -> Tensor:
+        return torch.linspace(1, 0.5, count).repeat(len(queries), 1)
+
+    def test_is_the_first_that_finds_enough(self) -> None:
         asked = []
 
-        def search(lists: int, count: int) -> Tensor:
-            asked.append(lists)
-            found = torch.linspace(1, 0.5, count).repeat(4, 1)
-            return found if lists >= 7 else found.masked_fill(torch.arange(count) >= lists, -1.0)
+        def search(effort: int, queries: Tensor, count: int) -> Tensor:
+            asked.append(effort)
+            found = self.exact(queries, count)
+            return found if effort >= 7 else found.masked_fill(torch.arange(count) >= effort, -1.0)
 
-        assert choose_probes(search, 100, 0.9, own=False) == 8
-        assert asked == [100, 1, 2, 3, 4, 5, 6, 8]
+        effort = Effort(fixed=None, recall=0.9)
+        effort.start(QUERIES)
+        assert effort.choose(search, self.exact, QUERIES, 100) == 8
+        assert asked == 2 * [1, 2, 3, 4, 5, 6, 8]
 
-    def test_a_query_that_finds_itself_does_not_count(self) -> None:
-        def search(lists: int, count: int) -> Tensor:
-            found = torch.linspace(1, 0.5, count).repeat(4, 1)
-            return found if lists >= 3 else found.masked_fill(torch.arange(count) >= 1, -1.0)
+    def test_what_a_stored_vector_finds_of_itself_does_not_count(self) -> None:
+        def search(effort: int, queries: Tensor, count: int) -> Tensor:
+            found = self.exact(queries, count)
+            return found if effort >= 3 else found.masked_fill(torch.arange(count) >= 1, -1.0)
 
-        assert choose_probes(search, 100, 0.1, own=False) == 1
-        assert choose_probes(search, 100, 0.1, own=True) == 3
+        effort = Effort(fixed=None, recall=0.1)
+        effort.start(QUERIES)
+        assert effort.choose(search, self.exact, QUERIES, 100) == 3
+
+    def test_is_chosen_again_when_half_has_changed(self) -> None:
+        effort = Effort(fixed=None, recall=0.9)
+        effort.start(QUERIES)
+        assert effort.is_due(100)
+        effort.choose(lambda _, queries, count: self.exact(queries, count), self.exact, QUERIES, 100)
+        effort.change(50)
+        assert not effort.is_due(100)
+        effort.change(1)
+        assert effort.is_due(100)
+
+    def test_that_is_given_is_kept(self) -> None:
+        effort = Effort(fixed=5, recall=0.9)
+        effort.start(QUERIES)
+        assert effort.choose(lambda *_: pytest.fail("it was tried out"), self.exact, QUERIES, 100) == 5
+        effort.change(1000)
+        assert not effort.is_due(100)
 
 
 class TestTombstones:
@@ -212,6 +236,17 @@ class TestHnsw:
         assert index.dead == 500
         assert recall(index, some[1::2], labels[1::2], QUERIES) >= 0.95
 
+    def test_considers_more_where_vectors_do_not_lie_in_groups(self) -> None:
+        efs = []
+        generator = torch.Generator().manual_seed(1)
+        for some in (vectors(2050, size=64), torch.randn(2050, 64, generator=generator)):
+            index = hnsw()
+            labels = fill(index, some[50:])
+            assert recall(index, some[50:], labels, some[:50]) >= 0.95
+            assert index.ef is not None
+            efs.append(index.ef)
+        assert efs[1] > efs[0]
+
     def test_labels_need_not_be_places(self) -> None:
         index, some = hnsw(), vectors(300)
         index.start(SIZE, 300, some[:0])
@@ -233,9 +268,6 @@ class CpuGraphWithTail(GraphWithTail):
 
     def own(self, vectors: Tensor) -> Tensor:
         return vectors.clone()
-
-    def twin(self) -> Self:
-        return type(self)(self.engine)
 
 
 class TestGraphWithTail:
