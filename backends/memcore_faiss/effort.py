@@ -18,7 +18,7 @@ Exact: TypeAlias = "Callable[[Tensor, int], Tensor]"
 Search: TypeAlias = "Callable[[int, Tensor, int], Tensor]"
 """Takes an effort, queries ``[Q, E]`` and ``k``; returns the products of what is found, ``[Q, k]``, best first."""
 
-TRIED: Final = 64
+TRIED: Final = 32
 """Queries of each kind by which an effort is chosen, at most."""
 
 _COUNT: Final = 8
@@ -95,11 +95,13 @@ class Effort:
         count = _COUNT + own
         best = exact(queries, count)
         least = best[:, -1:] - _TOLERANCE * best.abs().amax(dim=1, keepdim=True)
-        effort = self._least
-        while effort < most:
+
+        def is_enough(effort: int) -> bool:
             hits = (search(effort, queries, count) >= least).sum(dim=1).float()
-            if float((hits - own).mean()) >= self._recall * _COUNT:
-                break
-            # A step of about a third: between two powers of two, half of the work could be for nothing.
-            effort = max(effort + 1, effort * 4 // 3)
-        return min(effort, most)
+            return float((hits - own).mean()) >= self._recall * _COUNT
+
+        effort = self._least
+        while effort < most and not is_enough(effort):
+            effort *= 2
+        between = min(effort, most) * 3 // 4
+        return between if between > effort // 2 >= self._least and is_enough(between) else min(effort, most)

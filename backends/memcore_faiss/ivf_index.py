@@ -27,6 +27,9 @@ _PER_LIST: Final = 50
 _GROWTH: Final = 4
 """Trained anew once so many times the vectors trained for were added: there should be twice as many lists by then."""
 
+_LEAST: Final = 4
+"""Lists searched at least when that is tried out: later queries may be unlike the first ones, and these cost little."""
+
 _CODES: Final = 256
 """Values of a byte of a compressed vector, and vectors needed to learn them."""
 
@@ -147,7 +150,7 @@ class IvfIndex(VectorIndex):
     def clear(self) -> None:
         """Release everything."""
         self._index = None
-        self._probes = Effort(fixed=self._settings.probes, recall=self._settings.recall)
+        self._probes = Effort(fixed=self._settings.probes, recall=self._settings.recall, least=_LEAST)
         self._trained = 0  # vectors there when it was trained
         self._added = 0  # vectors added since then
         self._held = 0  # vectors added and not removed
