@@ -13,9 +13,13 @@ from torch import Tensor
 from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
 from memcore.compression import BY_TOKEN, Compression, compress, decompress
 from memcore.errors import BackendError, ChunkShapeError, UnknownChunkError
+from memcore.reserved import reserve, takes_memory_late
 from memcore.slots import Slots
 
 _IN_ROWS: Final = ("embeddings", "starts", "lengths", "token_ids")
+
+_RESERVED_BYTES: Final = 1 << 26
+"""Room for embeddings to begin with where memory is taken only when it is written to, 64 MB."""
 
 
 def pad_tokens(chunks: ChunkBatch, width: int) -> ChunkBatch:
@@ -291,12 +295,15 @@ class ChunkTable:
             return self._columns
         if rows > capacity:
             capacity = max(rows, 2 * capacity)
+            if takes_memory_late(self.device):
+                vectors = like.embeddings.shape[1:].numel() * like.embeddings.itemsize
+                capacity = max(capacity, _RESERVED_BYTES // max(1, vectors))
         shapes = {"embeddings": like.embeddings.shape[1:], "token_ids": (width,)}
         grown = {}
         for name in (*_IN_ROWS, "ids", "slots"):
             dtype = torch.float32 if name == "embeddings" else torch.int64
-            device = "cpu" if name in ("ids", "slots") else self.device
-            column = torch.empty((capacity, *shapes.get(name, ())), dtype=dtype, device=device)
+            device = torch.device("cpu") if name in ("ids", "slots") else self.device
+            column = reserve((capacity, *shapes.get(name, ())), dtype, device)
             if self._columns:
                 old, room = self._columns[name][: self._count], column[: self._count]
                 if name == "token_ids":

@@ -32,16 +32,19 @@ def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult
         Ids on the CPU and scores on the table's device, ``[Q, top_k]``.
     """
     vectors = table.embeddings
-    # Autocast would compute the products in half precision.
-    with torch.autocast(vectors.device.type, enabled=False):
-        step = max(1, _BLOCK // (len(queries) * vectors.shape[1]))
-        if step >= len(table):
-            best = _best_of_each(vectors, queries).topk(top_k, dim=1)
-        else:
-            scores = queries.new_empty(len(queries), len(table))
-            for first in range(0, len(table), step):
-                scores[:, first : first + step] = _best_of_each(vectors[first : first + step], queries)
-            best = scores.topk(top_k, dim=1)
+    kind = vectors.device.type
+    if torch.is_autocast_enabled(kind):
+        # It would compute the products in half precision. Turning it off where it is not on is dear for short searches.
+        with torch.autocast(kind, enabled=False):
+            return exact_search(table, queries, top_k)
+    step = max(1, _BLOCK // (len(queries) * vectors.shape[1]))
+    if step >= len(table):
+        scores = _best_of_each(vectors, queries)
+    else:
+        scores = queries.new_empty(len(queries), len(table))
+        for first in range(0, len(table), step):
+            scores[:, first : first + step] = _best_of_each(vectors[first : first + step], queries)
+    best = scores.topk(top_k, dim=1)
     return SearchResult(ids=table.ids[best.indices.cpu()], scores=best.values)
 
 

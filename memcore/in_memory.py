@@ -106,7 +106,7 @@ class InMemoryBackend(MemoryBackend):
 
     def retrieve(self, namespace: str, queries: Tensor, top_k: int) -> SearchResult:
         """Find chunks: see :meth:`memcore.backend.MemoryBackend.retrieve`."""
-        with self._lock, torch.no_grad():
+        with self._lock:  # gradients need no turning off: queries are detached, and nothing stored has any
             self._check_open()
             if top_k < 1:
                 raise ConfigError(f"top_k must be at least 1, got {top_k}")

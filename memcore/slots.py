@@ -8,16 +8,18 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from memcore.reserved import reserve, takes_memory_late
+
 _BLOCK_BYTES: Final = 1 << 26
-"""Size at which a block stops growing, 64 MB: enough that most fetches find all in one or two."""
+"""Size of a block, 64 MB: enough that most fetches find all in one or two."""
 
 
 class Slots:
     """Rows of several columns, each row in a numbered slot of its own until it is freed.
 
     Payloads are large, so they are not moved: neither to close the gaps that removed rows leave, which the next rows
-    fill, nor to make room for more. Only the first block grows, by doubling, until it is full size; then blocks are
-    added.
+    fill, nor to make room for more, for which there are blocks. Only where memory is taken before it is written to does
+    the first block begin small and double until it is full size.
 
     Args:
         device: where the rows live.
@@ -63,7 +65,9 @@ class Slots:
         roomy._per_block = self._per_block or max(1, _BLOCK_BYTES // max(1, row_bytes))
         first = min(self._capacity, roomy._per_block)
         if wanted > first:
-            first = min(roomy._per_block, max(wanted, 2 * first))
+            first = roomy._per_block
+            if not takes_memory_late(self.device):
+                first = min(first, max(wanted, 2 * self._capacity))
         sizes = [first] + [roomy._per_block] * (-(-max(wanted, self._capacity) // roomy._per_block) - 1)
         roomy._capacity = sum(sizes)
         for place, size in enumerate(sizes):
@@ -157,7 +161,7 @@ class Slots:
             shape = [count, *row.shape[1:]]
             if name in self._by_token:
                 shape[2] = width
-            column = torch.empty(shape, dtype=row.dtype, device=self.device)
+            column = reserve(shape, row.dtype, self.device)
             if old:
                 room = column[: len(old[name])]
                 if name in self._by_token and old[name].shape[2] < width:

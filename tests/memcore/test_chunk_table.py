@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcore import slots
+from memcore import chunk_table, slots
 from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
 from memcore.chunk_table import ChunkTable, all_finite
 from memcore.errors import BackendError, UnknownChunkError
+from memcore.reserved import reserve, takes_memory_late
 from memcore.testing import assert_same_chunks, make_chunks, select
 
 
@@ -26,6 +30,10 @@ def row_in_block(table: ChunkTable, id: int) -> torch.Tensor:
 @given(data=st.data())
 def test_any_sequence_of_changes_keeps_every_chunk_in_blocks_of_any_size(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk_table, "_RESERVED_BYTES", data.draw(st.sampled_from([1, 100, 1 << 20])))
+        if data.draw(st.booleans()):
+            for module in (slots, chunk_table):
+                patch.setattr(module, "takes_memory_late", lambda device: False)
         patch.setattr(slots, "_BLOCK_BYTES", data.draw(st.sampled_from([1, 400, 1000, 5000])))
         table = ChunkTable()
         held: dict[int, ChunkBatch] = {}
@@ -81,22 +89,50 @@ def test_payloads_stay_in_place_while_chunks_come_and_go() -> None:
 @pytest.mark.parametrize("width", [3, 9], ids=["as wide", "wider"])
 @pytest.mark.parametrize("allocations", range(8))
 def test_a_failed_growth_changes_nothing(monkeypatch: pytest.MonkeyPatch, allocations: int, width: int) -> None:
+    monkeypatch.setattr(slots, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(chunk_table, "_RESERVED_BYTES", 1)
     table = ChunkTable()
     chunks = make_chunks(2)
     ids = table.add(chunks)
-    allocate, calls = torch.empty, iter(range(100))
+    calls = iter(range(100))
 
-    def run_out(*args: object, **kwargs: object) -> torch.Tensor:
+    def run_out(shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         if next(calls) == allocations:
             raise torch.OutOfMemoryError("no memory left")
-        return allocate(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+        return reserve(shape, dtype, device)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", run_out)
+        for module in (slots, chunk_table):
+            patch.setattr(module, "reserve", run_out)
         with pytest.raises(torch.OutOfMemoryError):
             table.add(make_chunks(5, width=width))
     assert_same_chunks(table.take(ids), chunks)
     assert table.add(make_chunks(1)).tolist() == [2]
+
+
+@pytest.mark.skipif(not takes_memory_late(torch.device("cpu")), reason="memory is taken before it is written to here")
+def test_room_that_is_not_used_takes_no_memory() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    tables = [ChunkTable() for _ in range(20)]
+    for table in tables:
+        table.add(make_chunks(1))
+    assert process.memory_info().rss - before < 20 << 20  # each has room for more than 100 MB
+
+
+def test_large_columns_hold_what_is_written_to_them() -> None:
+    column = reserve((3, 1 << 20), torch.float32, torch.device("cpu"))
+    assert column.shape == (3, 1 << 20)
+    column[2] = torch.arange(1 << 20, dtype=torch.float32)
+    view = column[2]
+    del column
+    assert torch.equal(view, torch.arange(1 << 20, dtype=torch.float32))
+
+
+@pytest.mark.skipif(not takes_memory_late(torch.device("cpu")), reason="the allocator says it in its own way here")
+def test_too_much_memory_is_refused() -> None:
+    with pytest.raises(BackendError, match="reserve"):
+        reserve((1 << 60,), torch.uint8, torch.device("cpu"))
 
 
 def test_bytes_are_those_of_the_chunks_held() -> None:
