@@ -1,0 +1,364 @@
+"""The ``lmdb`` backend: chunks on disk, searched exactly where they lie."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from memcore.backend import Damage, PersistentBackend
+from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
+from memcore.errors import (
+    BackendError,
+    ChunkShapeError,
+    ClosedError,
+    ConfigError,
+    ReadOnlyError,
+    UnknownNamespaceError,
+)
+from memcore_lmdb.catalogue import Catalogue
+from memcore_lmdb.checks import Checks
+from memcore_lmdb.copying import clear_unfinished, copy_namespace
+from memcore_lmdb.environment import Environment, Writing
+from memcore_lmdb.folder import WRITER_LOCK, prepare_folder
+from memcore_lmdb.format import RECORD, keys_from, name_key, unpack_name, unpack_named
+from memcore_lmdb.namespace import Namespace
+from memcore_lmdb.options import LmdbOptions
+from memcore_lmdb.overlay import Overlay
+from memcore_lmdb.payload import PayloadLayout
+from memcore_lmdb.reading import read_chunks
+from memcore_lmdb.search import search
+from memcore_lmdb.verification import verify
+
+
+class LmdbBackend(PersistentBackend):
+    """Keeps chunks in one LMDB file, which one instance writes and any number read, in any process.
+
+    What is stored, evicted or dropped lies in memory until ``flush`` commits all of it at once, or until it is more
+    than ``write_buffer``. Nothing else is held in memory but ids: searches and fetches read the mapped file, so a
+    memory may be larger than RAM. Search compares every vector and is exact. Tensors come back on the CPU and are
+    copies.
+
+    A ``flush`` that fails, for want of disk space for example, loses nothing: it can be tried again. So can ``close``,
+    which then leaves the backend open.
+
+    An instance belongs to the process that opened it: forked children must open their own. A lock for each folder and
+    process lets one call in at a time, so an instance may be used from several threads.
+
+    Args:
+        options: :class:`LmdbOptions`.
+
+    Raises:
+        BackendError: the folder cannot be used, or another instance has it open for writing.
+        CorruptedError: it holds no memory, or a damaged one, or one of another version.
+    """
+
+    Options = LmdbOptions
+    thread_safe: ClassVar[bool] = True
+
+    def __init__(self, options: object) -> None:
+        if not isinstance(options, LmdbOptions):
+            raise ConfigError(f"{type(self).__name__} takes LmdbOptions, got {type(options).__qualname__}")
+        self._options = options
+        self._pid = os.getpid()
+        self._closed = False
+        self._overlay = Overlay()
+        self._checks = Checks(options.verify)
+        self._environment, release = _open(options)
+        self._catalogue = Catalogue()
+        # Without close() what was flushed is safe, and the folder must not stay locked.
+        self._release = weakref.finalize(self, release)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written."""
+        return self._options.read_only
+
+    def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
+        """Add chunks: see :meth:`memcore.backend.MemoryBackend.store`."""
+        with self._writing(), torch.no_grad():
+            state = self._find(namespace) or Namespace.new(namespace, chunks, self._options.compression)
+            payloads = state.encode(chunks)
+            size = sum(map(len, payloads)) + chunks.embeddings.nbytes
+            if self._make_room(size):
+                state = self._find(namespace) or state
+            ids = self._edit(namespace, state).stage(payloads, chunks)
+            self._overlay.nbytes += size
+            return ids
+
+    def retrieve(self, namespace: str, queries: Tensor, top_k: int) -> SearchResult:
+        """Find chunks: see :meth:`memcore.backend.MemoryBackend.retrieve`."""
+        with self._reading() as txn, torch.no_grad():
+            if top_k < 1:
+                raise ConfigError(f"top_k must be at least 1, got {top_k}")
+            found = self._find(namespace, txn)
+            queries = _checked(queries, found)
+            if found is None or not found.count or not len(queries):
+                shape = (len(queries), top_k)
+                return SearchResult(ids=torch.full(shape, NO_CHUNK), scores=torch.full(shape, -torch.inf))
+            return search(txn, found, queries, top_k, self._checks)
+
+    def fetch(self, namespace: str, ids: Tensor) -> ChunkBatch:
+        """Return chunks, copied out of the file once: see :meth:`memcore.backend.MemoryBackend.fetch`.
+
+        Raises:
+            CorruptedError: a chunk is damaged; the message names it. The others can be fetched.
+        """
+        with self._reading() as txn, torch.no_grad():
+            return read_chunks(txn, self._existing(namespace, txn), ids, self._checks)
+
+    def evict(self, namespace: str, ids: Tensor) -> None:
+        """Remove chunks: see :meth:`memcore.backend.MemoryBackend.evict`."""
+        with self._writing():
+            state = self._existing(namespace)
+            state.rows(ids)
+            self._edit(namespace, state).evict(ids)
+
+    def drop(self, namespace: str) -> None:
+        """Remove a namespace: see :meth:`memcore.backend.MemoryBackend.drop`."""
+        with self._writing():
+            found = self._find(namespace)
+            if found is None:
+                return
+            if found.record.number:
+                self._overlay.dropped.append(found.record.number)
+            self._overlay.namespaces[namespace] = None
+
+    def ids(self, namespace: str) -> Tensor:
+        """Return the ids stored: see :meth:`memcore.backend.MemoryBackend.ids`."""
+        with self._using():
+            found = self._find(namespace)
+            return found.ids.clone() if found else torch.empty(0, dtype=torch.int64)
+
+    def count(self, namespace: str) -> int:
+        """Return how many chunks a namespace holds, 0 if there is none of that name."""
+        with self._using():
+            found = self._find(namespace)
+            return found.count if found else 0
+
+    def namespaces(self) -> list[str]:
+        """Return the names of all namespaces, sorted."""
+        with self._reading() as txn:
+            names = set(self._catalogue.records(txn, self._environment.file)) - self._overlay.namespaces.keys()
+            return sorted(names | {name for name, state in self._overlay.namespaces.items() if state is not None})
+
+    def nbytes(self, namespace: str | None = None) -> int:
+        """Return the bytes of embeddings and payloads, of chunks in the file and of those that are to be written."""
+        with self._reading() as txn:
+            if namespace is not None:
+                found = self._find(namespace, txn)
+                return found.nbytes() if found else 0
+            staged = self._overlay.namespaces
+            return sum(state.nbytes() for state in staged.values() if state is not None) + sum(
+                PayloadLayout(record.shape, record.compression).nbytes(record.count, record.tokens)
+                for name, record in self._catalogue.records(txn, self._environment.file).items()
+                if name not in staged
+            )
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy a namespace, ids and all, inside of the file, and commit it: so it flushes, and takes little memory."""
+        with self._writing():
+            if source == target:
+                return
+            self.flush()
+            found = self._find(source)
+            if found is None:
+                self.drop(target)
+            else:
+                self._catalogue.put(copy_namespace(self._environment, found, target))
+
+    def flush(self) -> None:
+        """Commit everything so far, in one transaction.
+
+        Raises:
+            BackendError: disk or map are full; nothing is written, nothing is lost, and it can be tried again.
+        """
+        with self._using():
+            if not self._overlay:
+                return
+            committed = self._environment.write(self._overlay.write, self._overlay.nbytes)
+            for number in self._overlay.dropped:
+                self._checks.forget(number)
+            self._overlay = Overlay()
+            for namespace in committed:
+                self._catalogue.put(namespace)
+
+    def write_record(self, name: str, value: bytes) -> None:
+        """Keep a value under a name, in place of what was there."""
+        with self._writing():
+            self._make_room(len(value))
+            self._overlay.records[name] = bytes(value)
+            self._overlay.nbytes += len(value)
+
+    def read_record(self, name: str) -> bytes | None:
+        """Return the value under a name, None if there is none.
+
+        Raises:
+            CorruptedError: it is damaged.
+        """
+        with self._reading() as txn:
+            if name in self._overlay.records:
+                return self._overlay.records[name]
+            value = txn.get(name_key(RECORD, name))
+            return None if value is None else unpack_named(value, f"record {name!r}")
+
+    def drop_record(self, name: str) -> None:
+        """Remove a record; do nothing if there is none."""
+        with self._writing():
+            if self.read_record(name) is not None:
+                self._overlay.records[name] = None
+
+    def record_names(self) -> list[str]:
+        """Return the names of all records, sorted."""
+        with self._reading() as txn:
+            cursor = txn.cursor()
+            names = {unpack_name(cursor.value()) for _ in keys_from(cursor, RECORD)} - self._overlay.records.keys()
+            return sorted(names | {name for name, value in self._overlay.records.items() if value is not None})
+
+    def disk_bytes(self) -> int:
+        """Return the bytes of the file, whether in use or free inside of it."""
+        with self._using():
+            return self._environment.disk_bytes()
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+        """Read everything that was committed: see :meth:`memcore.backend.PersistentBackend.verify`."""
+        with self._reading() as txn:
+            return verify(txn, progress)
+
+    def compact(self) -> None:
+        """Flush, and write the file anew without what is free in it.
+
+        Instances that have it open for reading, in any process, go over to the new file at their next call.
+
+        Raises:
+            BackendError: there is no room for both files; everything is as it was.
+        """
+        with self._writing():
+            self.flush()
+            self._environment.compact()
+
+    def close(self) -> None:
+        """Flush and let go of the file. Calling it again does nothing; other calls raise ClosedError.
+
+        Raises:
+            BackendError: as in ``flush``; the backend is open still.
+        """
+        if os.getpid() == self._pid:
+            with self._environment.lock:
+                if not self._closed:
+                    self.flush()
+                    self._closed = True
+        self._closed = True
+        self._release()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        """Let nobody else in, and see that this instance may be used."""
+        if os.getpid() != self._pid:
+            raise BackendError(
+                f"this {type(self).__name__} was opened in process {self._pid} and is used in {os.getpid()}: LMDB must "
+                "not be used across a fork; open the memory again here"
+            )
+        with self._environment.lock:
+            if self._closed:
+                raise ClosedError(f"{type(self).__name__} was closed")
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._using():
+            if self.read_only:
+                raise ReadOnlyError(f"the memory in {self._options.path} was opened with read_only=True")
+            yield
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        with self._using(), self._environment.read() as txn:
+            yield txn
+
+    def _find(self, namespace: str, txn: Any = None) -> Namespace | None:
+        if namespace in self._overlay.namespaces:
+            return self._overlay.namespaces[namespace]
+        if txn is not None:
+            return self._catalogue.find(txn, namespace)
+        with self._environment.read() as txn:
+            return self._catalogue.find(txn, namespace)
+
+    def _existing(self, namespace: str, txn: Any = None) -> Namespace:
+        found = self._find(namespace, txn)
+        if found is None:
+            raise UnknownNamespaceError(f"no namespace {namespace!r} in {self._options.path}")
+        return found
+
+    def _edit(self, namespace: str, state: Namespace) -> Namespace:
+        """Return the state of a namespace in the overlay, put there if it is not."""
+        if self._overlay.namespaces.get(namespace) is not state:
+            state = state.editable()
+            self._overlay.namespaces[namespace] = state
+        return state
+
+    def _make_room(self, size: int) -> bool:
+        """Commit if so many bytes more would be too many to hold; return whether it did."""
+        full = bool(self._overlay) and self._overlay.nbytes + size > self._options.write_buffer
+        if full:
+            self.flush()
+        return full
+
+
+def _open(options: LmdbOptions) -> tuple[Environment, Callable[[], None]]:
+    """Open the environment, locked against other writers, and return it with what lets go of both."""
+    if options.read_only:
+        environment = Environment.open(options.path)
+        return environment, functools.partial(_let_go, environment, None, os.getpid())
+    prepare_folder(options.path)
+    lock = FileLock(options.path / WRITER_LOCK)
+    try:
+        lock.acquire(timeout=options.lock_timeout)
+    except Timeout as error:
+        raise BackendError(
+            f"the memory in {options.path} is open for writing already, in this process or another; close it there, or "
+            "open it here with read_only=True"
+        ) from error
+    except OSError as error:
+        raise BackendError(
+            f"cannot write to {options.path}: {error}; to read what is there, open it with read_only=True"
+        ) from error
+    try:
+        writing = Writing(map_size=options.map_size, max_map_size=options.max_map_size, sync=options.sync)
+        environment = Environment.open(options.path, writing)
+    except BaseException:
+        lock.release()
+        raise
+    release = functools.partial(_let_go, environment, lock, os.getpid())
+    try:
+        clear_unfinished(environment)
+    except BaseException:
+        release()
+        raise
+    return environment, release
+
+
+def _let_go(environment: Environment, lock: FileLock | None, pid: int) -> None:
+    if os.getpid() != pid:
+        return  # of a forked child, which holds neither
+    environment.close(writer=lock is not None)
+    if lock is not None:
+        lock.release()
+
+
+def _checked(queries: Tensor, namespace: Namespace | None) -> Tensor:
+    """Return the queries on the CPU, or raise if they do not fit the namespace."""
+    size = "E" if namespace is None else namespace.record.shape.size
+    fits = queries.ndim == 2 and size in ("E", queries.shape[-1])
+    if not fits or queries.dtype != torch.float32:
+        raise ChunkShapeError(f"queries must be float32 [Q, {size}], got {queries.dtype} {list(queries.shape)}")
+    if not bool(torch.isfinite(queries).all()):
+        raise BackendError("queries must be finite, got NaN or infinity")
+    return queries.detach().cpu()

@@ -1,0 +1,397 @@
+"""The LMDB environment of a folder: one for all instances of this process, grown, reopened and compacted as needed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import RLock
+from typing import Any, Final, Self, TypeVar
+
+import attrs
+import lmdb
+
+from memcore.errors import BackendError, CorruptedError
+from memcore_lmdb.folder import (
+    UNFINISHED_COPY,
+    current_file,
+    first_file,
+    next_file,
+    prepare_folder,
+    remove_leftovers,
+    sync_folder,
+)
+from memcore_lmdb.format import COUNTER, HEADER, check_header, seal, write_header
+
+T = TypeVar("T")
+
+_SLACK: Final = 1 << 20
+"""Bytes of pages that a transaction may need beside what it writes."""
+
+_TRIES: Final = 5
+
+
+@attrs.frozen(kw_only=True)
+class Writing:
+    """How to write: the options of the same names."""
+
+    map_size: int
+    max_map_size: int | None
+    sync: bool
+
+
+class Environment:
+    """What all instances on one folder share in this process, as LMDB must not open a file twice in one.
+
+    No transaction outlives the method that began it, and ``lock`` lets one in at a time. So nothing is mapped into any
+    hands when the map moves or the process forks. Views of values end with the ``with`` block that gave them.
+
+    Use :meth:`open` and, as often, :meth:`close`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = RLock()
+        self.users = 0
+        self._writing: Writing | None = None
+        self._env: lmdb.Environment | None = None
+        self._file = first_file(folder)
+        self._last_txn = 0
+
+    @classmethod
+    def open(cls, folder: Path, writing: Writing | None = None) -> Environment:
+        """Open the memory in a folder.
+
+        Args:
+            folder: where it is; made with an empty memory in it if ``writing``.
+            writing: how to write, or None to read only. The caller makes sure that there is one writer.
+
+        Raises:
+            BackendError: it cannot be opened.
+            CorruptedError: what is there is no memory, or a damaged one.
+        """
+        place = os.path.realpath(folder)
+        while True:
+            with _registering:
+                found = _environments.setdefault(place, cls(folder))
+            with found.lock:
+                if _environments.get(place) is not found:
+                    continue  # its last user has just closed it
+                try:
+                    if writing is not None:
+                        prepare_folder(folder)
+                        found._write_from_now_on(writing)
+                    elif found._env is None:
+                        found._open()
+                except BaseException:
+                    found._forget_if_unused()
+                    raise
+                found.users += 1
+                return found
+
+    def close(self, *, writer: bool) -> None:
+        """Let go of it; the last one out closes it."""
+        with self.lock:
+            self.users -= 1
+            if writer:
+                self._writing = None
+            self._forget_if_unused()
+
+    @property
+    def file(self) -> Path:
+        """The file that is open; compaction puts another in its place, in which transactions are counted anew."""
+        return self._file
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Any]:
+        """Give a transaction that reads what was last committed; its values are views, for as long as the block.
+
+        Raises:
+            CorruptedError: LMDB stumbles over the file.
+            BackendError: LMDB fails in another way.
+        """
+        with self.lock, self._explained(), self._begin() as txn:
+            yield txn
+
+    def write(self, change: Callable[[Any], T], size: int) -> T:
+        """Call ``change`` with a transaction, commit, and return what it returned.
+
+        Args:
+            change: may be called again after the map has grown, so it must change nothing else.
+            size: bytes that it will write, about.
+
+        Raises:
+            BackendError: disk or map are full, another program has written, or LMDB fails; nothing is written.
+        """
+        with self.lock, self._explained():
+            self._make_room(size)
+            while True:
+                try:
+                    with self._opened().begin(write=True, buffers=True) as txn:
+                        self._check_alone(txn)
+                        result = change(txn)
+                    self._last_txn = self._opened().info()["last_txnid"]
+                    return result
+                except lmdb.MapFullError:
+                    self._grow(2 * self._opened().info()["map_size"])
+                except lmdb.MapResizedError:
+                    self._opened().set_mapsize(0)
+                except lmdb.Error:
+                    # After an error of the disk LMDB may refuse everything until the file is opened again.
+                    expected = self._last_txn + 1
+                    self._shut()
+                    self._open()
+                    if self._last_txn == expected:
+                        return result  # it had committed before it failed
+                    raise
+
+    def compact(self) -> None:
+        """Write the file anew without what is free in it, and take that one from now on.
+
+        Raises:
+            BackendError: there is no room for a second file; everything is as it was.
+        """
+        with self.lock, self._explained():
+            copy, target = self.folder / UNFINISHED_COPY, next_file(self._file)
+            try:
+                with open(copy, "wb") as file:
+                    self._opened().copyfd(file.fileno(), compact=True)
+                    os.fsync(file.fileno())
+                os.rename(copy, target)
+            except BaseException:
+                copy.unlink(missing_ok=True)
+                raise
+            sync_folder(self.folder)
+            self._shut()
+            self._open()
+            remove_leftovers(self._file)
+
+    def disk_bytes(self) -> int:
+        """Return the bytes of the file that were ever written to."""
+        with self.read() as txn:
+            size: int = txn.stat()["psize"] * (self._opened().info()["last_pgno"] + 1)
+            return size
+
+    def _opened(self) -> Any:
+        if self._env is None:
+            self._open()  # it could not be opened again after an error; perhaps it can now
+        return self._env
+
+    def _forget_if_unused(self) -> None:
+        if not self.users:
+            with _registering:
+                for place in [place for place, found in _environments.items() if found is self]:
+                    del _environments[place]
+            self._shut()
+
+    def _write_from_now_on(self, writing: Writing) -> None:
+        """Open the file for writing, if it is open already: once more."""
+        self._shut()
+        self._writing = writing
+        try:
+            self._open()
+            remove_leftovers(self._file)
+        except BaseException:
+            self._writing = None
+            self._shut()
+            if self.users:
+                self._open()
+            raise
+
+    def _open(self) -> None:
+        """Open the current file.
+
+        Compaction by another process may replace it at any time, so what is not there is looked for again.
+        """
+        for _ in range(_TRIES):
+            file = current_file(self.folder)
+            if file is None and self._writing is None:
+                raise BackendError(f"there is no memory in {self.folder}; open it for writing (not read_only) first")
+            self._file = file or first_file(self.folder)
+            with self._explained():
+                try:
+                    self._env = self._open_file(file is None)
+                except FileNotFoundError:
+                    continue
+            try:
+                with self._explained():
+                    self._check()
+            except BaseException:
+                self._shut()
+                raise
+            return
+        raise BackendError(f"{self._file} is there and cannot be found when it is opened")
+
+    def _open_file(self, create: bool) -> lmdb.Environment:
+        writing = self._writing
+        settings: dict[str, Any] = {"subdir": False, "create": create, "mode": 0o644, "readonly": writing is None}
+        if writing is not None:
+            sync = writing.sync
+            settings.update(sync=sync, metasync=sync, map_size=max(writing.map_size, _size(self._file)))
+        else:
+            settings.update(map_size=max(_SLACK, _size(self._file)))
+        try:
+            return lmdb.open(str(self._file), **settings)
+        except lmdb.Error as error:
+            if not self._file.exists():
+                raise FileNotFoundError(self._file) from error
+            if writing is None and not _can_lock(self._file):
+                # On media that cannot be written to nobody writes, so there is nothing to lock out.
+                return lmdb.open(str(self._file), lock=False, **settings)
+            raise
+
+    def _check(self) -> None:
+        """Raise unless the file is a whole memory; write the header of a new one."""
+        env = self._opened()
+        env.reader_check()  # the places of readers that were killed
+        with self._begin() as txn:
+            stat, info = txn.stat(), env.info()
+            missing = (info["last_pgno"] + 1) * stat["psize"] - _size(self._file)
+            # Of a new file only the first two pages may be there, and nothing is read from them.
+            if stat["entries"] and missing > 0:
+                raise CorruptedError(f"{self._file} is cut short: {missing} bytes are missing; restore it from a copy")
+            self._last_txn = info["last_txnid"]
+            empty = not stat["entries"]
+            if not empty:
+                check_header(txn.get(HEADER), str(self._file))
+        if empty and self._writing is None:
+            raise BackendError(f"{self._file} is new and nothing was written to it; open it for writing first")
+        if empty:
+            self.write(_write_header, 0)
+            sync_folder(self.folder)
+
+    def _begin(self) -> Any:
+        """Begin to read, from the current file and with a map as large as it is."""
+        if self._writing is None and not self._file.exists():
+            self._shut()  # another process has compacted
+            self._open()
+        for _ in range(_TRIES):
+            env = self._opened()
+            try:
+                return env.begin(buffers=True)
+            except lmdb.MapResizedError:
+                env.set_mapsize(0)  # another process has grown it
+            except lmdb.ReadersFullError:
+                if not env.reader_check():
+                    raise
+        return self._opened().begin(buffers=True)
+
+    def _check_alone(self, txn: Any) -> None:
+        if txn.id() != self._last_txn + 1:
+            raise BackendError(
+                f"another program has written to {self._file} while this one had it open for writing; close and reopen"
+            )
+
+    def _make_room(self, size: int) -> None:
+        env = self._opened()
+        info = env.info()
+        needed = (info["last_pgno"] + 1) * env.stat()["psize"] + size + size // 4 + _SLACK
+        if needed > info["map_size"]:
+            with contextlib.suppress(lmdb.MapFullError):  # what is free inside may do
+                self._grow(needed)
+        # LMDB does not write pages that a transaction has freed again, and a file that ends before them looks as if it
+        # were cut short.
+        if _size(self._file) < needed:
+            os.truncate(self._file, needed)
+
+    def _grow(self, needed: int) -> None:
+        """Double the map until it has the bytes needed."""
+        assert self._writing is not None
+        size, limit = self._opened().info()["map_size"], self._writing.max_map_size
+        grown = size
+        while grown < needed:
+            grown *= 2
+        grown = grown if limit is None else min(grown, limit)
+        if grown <= size:
+            raise lmdb.MapFullError(f"it has reached max_map_size = {limit} bytes; allow more, or evict and compact")
+        self._opened().set_mapsize(grown)
+
+    def _shut(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what LMDB and the operating system raise into memcore's errors."""
+        try:
+            yield
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+            raise CorruptedError(
+                f"{self._file} is no LMDB file or a damaged one ({error}); restore it from a copy, or name another "
+                "folder"
+            ) from error
+        except lmdb.MapFullError as error:
+            raise BackendError(f"the memory in {self.folder} is full: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            if isinstance(error, FileNotFoundError) and self._env is None:
+                raise
+            raise BackendError(f"the memory in {self.folder} cannot be read or written: {error}") from error
+
+    def _abandon(self) -> None:
+        """Close it in a forked child, where it must not be used, so that the child can open the file itself."""
+        self.users = 0
+        self._writing = None
+        self._shut()
+
+
+def _write_header(txn: Any) -> None:
+    txn.put(HEADER, write_header())
+    txn.put(COUNTER, seal((1).to_bytes(8, "little")))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _can_lock(file: Path) -> bool:
+    """Return whether LMDB can have its lock file beside this one."""
+    try:
+        descriptor = os.open(f"{file}-lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
+    os.close(descriptor)
+    return True
+
+
+_environments: Final[dict[str, Environment]] = {}
+_registering: Final = RLock()
+
+
+class _ForkGuard:
+    """Lets a process fork between transactions only: LMDB's reader table still counts those of the parent."""
+
+    def __init__(self) -> None:
+        self._held: list[Environment] = []
+
+    def before(self) -> None:
+        while True:
+            with _registering:
+                self._held = list(_environments.values())
+            for environment in self._held:
+                environment.lock.acquire()
+            _registering.acquire()
+            if self._held == list(_environments.values()):
+                return
+            self.in_parent()  # one came or went meanwhile
+
+    def in_parent(self) -> None:
+        _registering.release()
+        for environment in self._held:
+            environment.lock.release()
+
+    def in_child(self) -> None:
+        for environment in self._held:
+            environment._abandon()
+        _environments.clear()
+        self.in_parent()
+
+    def watch(self) -> Self:
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self.before, after_in_parent=self.in_parent, after_in_child=self.in_child)
+        return self
+
+
+_fork_guard: Final = _ForkGuard().watch()

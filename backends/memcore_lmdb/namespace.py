@@ -1,0 +1,166 @@
+"""What an instance knows of one namespace: what was committed, and what came on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from memcore.chunk import ChunkBatch
+from memcore.errors import BackendError, ChunkShapeError, UnknownChunkError
+from memcore_lmdb.blocks import ID, LENGTH, Block
+from memcore_lmdb.format import ChunkShape, NamespaceRecord
+from memcore_lmdb.payload import PayloadLayout
+from memcore_lmdb.staging import StagedChunks
+
+
+class Namespace:
+    """A namespace as its user sees it.
+
+    What was committed is never changed: a change needs an :meth:`editable` twin, which remembers what it is based on.
+
+    Args:
+        record: as committed, or of a new namespace, with the number 0 and no chunks.
+        stored: its blocks as committed.
+    """
+
+    def __init__(self, record: NamespaceRecord, stored: Sequence[Block] = ()) -> None:
+        self.record = record
+        self.stored = tuple(stored)
+        self.layout = PayloadLayout(record.shape, record.compression)
+        self.blocks = self.stored
+        self.removed: list[int] = []
+        self.staged = StagedChunks(record.shape.vectors, record.shape.size)
+        self.next_id = record.next_id
+        self.width = record.width
+        self._count = record.count
+        self._tokens = record.tokens
+        self._ids: Tensor | None = None
+
+    @classmethod
+    def new(cls, name: str, chunks: ChunkBatch, compression: str) -> Self:
+        """Return a namespace that may hold chunks like these."""
+        return cls(
+            NamespaceRecord(
+                name=name,
+                number=0,
+                next_id=0,
+                width=1,
+                count=0,
+                tokens=0,
+                shape=ChunkShape.of(chunks),
+                compression=compression,
+            )
+        )
+
+    def editable(self) -> Namespace:
+        """Return a twin with nothing on top of what was committed."""
+        return Namespace(self.record, self.stored)
+
+    @property
+    def where(self) -> str:
+        """What to call it in messages."""
+        return f"namespace {self.record.name!r}"
+
+    @property
+    def count(self) -> int:
+        """Chunks it holds."""
+        return self._count + len(self.staged)
+
+    @property
+    def ids(self) -> Tensor:
+        """``[N]`` int64, ascending. Not to be written to."""
+        if self._ids is None:
+            with torch.inference_mode(False):
+                staged = torch.tensor(self.staged.ids, dtype=torch.int64)
+                # Made of columns, a single one would be a view with gaps.
+                self._ids = torch.cat([*(block.entries[:, ID] for block in self.blocks), staged]).contiguous()
+        return self._ids
+
+    def nbytes(self) -> int:
+        """Return the bytes of embeddings and payloads."""
+        return self.layout.nbytes(self.count, self._tokens + self.staged.tokens)
+
+    def current_record(self, number: int) -> NamespaceRecord:
+        """Return the record to commit."""
+        return attrs.evolve(
+            self.record,
+            number=number,
+            next_id=self.next_id,
+            width=self.width,
+            count=self.count,
+            tokens=self._tokens + self.staged.tokens,
+        )
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the place of each id in ``ids``: ``[N]`` int64.
+
+        Raises:
+            ChunkShapeError: the argument is not ``[N]`` int64.
+            UnknownChunkError: an id is not stored; the message names it.
+        """
+        if ids.ndim != 1 or ids.dtype != torch.int64:
+            raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
+        ids = ids.cpu().contiguous()
+        rows = torch.searchsorted(self.ids, ids)
+        known = rows < len(self.ids)
+        known[known.clone()] = self.ids[rows[known]] == ids[known]
+        if not bool(known.all()):
+            missing = sorted(set(ids[~known].tolist()))
+            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise UnknownChunkError(f"{self.where} has no chunk with id {shown} among the {self.count} stored")
+        return rows
+
+    def add(self, chunks: ChunkBatch) -> Tensor:
+        """Stage chunks and return their ids, ``[N]`` int64.
+
+        Raises:
+            ChunkShapeError: they are not like the others.
+            BackendError: an embedding is NaN or infinite, or the payload cannot be compressed.
+        """
+        return self.stage(self.encode(chunks), chunks)
+
+    def encode(self, chunks: ChunkBatch) -> list[memoryview]:
+        """Check chunks and return their payloads: see ``add``."""
+        self.record.shape.check(self.record.name, chunks)
+        if not bool(torch.isfinite(chunks.embeddings).all()):
+            raise BackendError("embeddings must be finite, got NaN or infinity")
+        return self.layout.encode(chunks)
+
+    def stage(self, payloads: Sequence[memoryview], chunks: ChunkBatch) -> Tensor:
+        """Stage chunks that :meth:`encode` has made payloads of, and return their ids."""
+        ids = range(self.next_id, self.next_id + len(chunks))
+        lengths = chunks.lengths.tolist()
+        self.staged.add(ids, payloads, lengths, chunks.embeddings.detach())
+        self.next_id += len(chunks)
+        self.width = max([self.width, *lengths])
+        self._ids = None
+        return torch.arange(ids.start, ids.stop)
+
+    def evict(self, ids: Tensor) -> None:
+        """Remove chunks, all or none.
+
+        Raises:
+            ChunkShapeError: as in ``rows``.
+            UnknownChunkError: as in ``rows``.
+        """
+        gone = torch.zeros(len(self.ids), dtype=torch.bool)
+        gone[self.rows(ids)] = True
+        blocks, first = [], 0
+        for block in self.blocks:
+            leaving = gone[first : first + len(block)]
+            first += len(block)
+            if bool(leaving.any()):
+                entries = block.entries[leaving]
+                self.removed += entries[:, ID].tolist()
+                self._count -= len(entries)
+                self._tokens -= int(entries[:, LENGTH].sum())
+                block = block.without(leaving)
+            blocks.append(block)
+        for id in self.ids[first:][gone[first:]].tolist():
+            self.staged.remove(id)
+        self.blocks = tuple(blocks)
+        self._ids = None

@@ -1,0 +1,65 @@
+"""Chunks that were stored since the last commit, encoded as they will be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class StagedChunks:
+    """Chunks of one namespace in memory, in the order they came.
+
+    Args:
+        vectors: ``V`` of their embeddings.
+        size: ``E`` of their embeddings.
+    """
+
+    def __init__(self, vectors: int, size: int) -> None:
+        self.payloads: dict[int, memoryview] = {}
+        self.lengths: dict[int, int] = {}
+        self._rows: dict[int, int] = {}
+        self._used = 0
+        with torch.inference_mode(False):
+            self._vectors = torch.empty(0, vectors, size)
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the chunks, ascending."""
+        return list(self.payloads)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all chunks together."""
+        return sum(self.lengths.values())
+
+    def add(self, ids: Sequence[int], payloads: Sequence[memoryview], lengths: Sequence[int], vectors: Tensor) -> None:
+        """Add chunks with ids larger than all before, and embeddings ``[N, V, E]``, which are copied."""
+        total = self._used + len(ids)
+        with torch.inference_mode(False), torch.no_grad():
+            if total > len(self._vectors):
+                grown = torch.empty(max(total, 2 * len(self._vectors)), *self._vectors.shape[1:])
+                grown[: self._used] = self._vectors[: self._used]
+                self._vectors = grown
+            self._vectors[self._used : total] = vectors
+        for row, (id, payload, length) in enumerate(zip(ids, payloads, lengths, strict=True), self._used):
+            self.payloads[id] = payload
+            self.lengths[id] = length
+            self._rows[id] = row
+        self._used = total
+
+    def remove(self, id: int) -> None:
+        """Remove a chunk. Its memory is free after the next commit."""
+        del self.payloads[id], self.lengths[id], self._rows[id]
+
+    def vectors(self, ids: Sequence[int] | None = None) -> Tensor:
+        """Return the embeddings of these chunks, or of all: ``[M, V, E]``."""
+        if ids is None:
+            if len(self) == self._used:
+                return self._vectors[: self._used]
+            ids = self.ids
+        return self._vectors[torch.tensor([self._rows[id] for id in ids], dtype=torch.int64)]
