@@ -39,14 +39,14 @@ class OnSqlite(PersistentBackendTests):
     def damage(self, path: Path, namespace: str, id: int) -> None:
         with SqliteBackend(SqliteOptions(path=path / "memory.db")) as backend:
             number = backend._get(namespace).number
-            backend._database.execute(
+            backend._file.database.execute(
                 "UPDATE chunks SET key_bytes = zeroblob(length(key_bytes)) WHERE namespace = ? AND id = ?", (number, id)
             )
 
 
 class ForgetsOnReopening(SqliteBackend):
     def close(self) -> None:
-        self._database.rollback()
+        self._file.database.rollback()
         super().close()
 
 
@@ -66,7 +66,7 @@ class RefusesButWrites(SqliteBackend):
         if not self.read_only:
             super().drop_record(name)
             return
-        with SqliteBackend(SqliteOptions(path=self._options.path)) as other:
+        with SqliteBackend(SqliteOptions(path=self._file.path)) as other:
             other.drop_record(name)
         raise ReadOnlyError("read only")
 
@@ -75,7 +75,7 @@ class ReusesIdsAfterReopening(SqliteBackend):
     def __init__(self, options: object) -> None:
         super().__init__(options)
         if not self.read_only:
-            self._database.execute(
+            self._file.database.execute(
                 "UPDATE namespaces SET next_id = (SELECT coalesce(max(id) + 1, 0) FROM chunks WHERE namespace = number)"
             )
 
@@ -92,7 +92,7 @@ class CommitsRecordsAtOnce(SqliteBackend):
             return other.read_record(name)
 
     def _other(self) -> SqliteBackend:
-        return SqliteBackend(SqliteOptions(path=self._options.path.with_name("records.db")))
+        return SqliteBackend(SqliteOptions(path=self._file.path.with_name("records.db")))
 
 
 class VerifiesNothing(SqliteBackend):
@@ -102,7 +102,7 @@ class VerifiesNothing(SqliteBackend):
 
 class LosesChunksWhenCompacted(SqliteBackend):
     def compact(self) -> None:
-        self._database.execute("DELETE FROM chunks WHERE id = 0")
+        self._file.database.execute("DELETE FROM chunks WHERE id = 0")
         super().compact()
 
 
@@ -117,13 +117,13 @@ class ShowsReadersNothingNew(SqliteBackend):
     def __init__(self, options: object) -> None:
         super().__init__(options)
         if self.read_only:
-            self._database.execute("BEGIN")
+            self._file.database.execute("BEGIN")
 
 
 class LetsTwoWrite(SqliteBackend):
     def __init__(self, options: object) -> None:
         super().__init__(options)
-        self._database.commit()
+        self._file.database.commit()
 
 
 class TestSqlite(OnSqlite):

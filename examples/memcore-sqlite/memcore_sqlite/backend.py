@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from threading import RLock
 from typing import ClassVar, Final
 
 import attrs
@@ -17,17 +14,15 @@ from memcore import (
     BackendError,
     ChunkBatch,
     ChunkShapeError,
-    ClosedError,
     ConfigError,
     Damage,
     PersistentBackend,
-    ReadOnlyError,
     SearchResult,
     UnknownChunkError,
     UnknownNamespaceError,
 )
 from memcore.chunk import NO_CHUNK
-from memcore_sqlite.file import connect
+from memcore_sqlite.file import SqliteFile
 from memcore_sqlite.rows import Layout, Row, to_batch, to_rows, to_vectors
 
 _BLOCK: Final = 1024
@@ -61,8 +56,7 @@ class _Namespace:
 class SqliteBackend(PersistentBackend):
     """Keeps everything in one SQLite file, and nothing in memory.
 
-    A transaction is open from one ``flush`` to the next, so one process writes at a time. Any number may read, and see
-    what was flushed last.
+    One process writes at a time. Any number may read, and see what was flushed last.
 
     Args:
         options: :class:`SqliteOptions`.
@@ -78,19 +72,16 @@ class SqliteBackend(PersistentBackend):
     def __init__(self, options: object) -> None:
         if not isinstance(options, SqliteOptions):
             raise ConfigError(f"SqliteBackend takes SqliteOptions, got {type(options).__qualname__}")
-        self._options = options
-        self._lock = RLock()
-        self._closed = False
-        self._database = connect(options.path, read_only=options.read_only, timeout=options.timeout)
+        self._file = SqliteFile(options.path, read_only=options.read_only, timeout=options.timeout)
 
     @property
     def read_only(self) -> bool:
         """Whether nothing can be written."""
-        return self._options.read_only
+        return self._file.read_only
 
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
         """Add chunks: see :meth:`memcore.MemoryBackend.store`."""
-        with self._writing() as database:
+        with self._file.writing() as database:
             if not bool(torch.isfinite(chunks.embeddings).all()):
                 raise BackendError("embeddings must be finite, got NaN or infinity")
             found = self._find(namespace)
@@ -114,7 +105,7 @@ class SqliteBackend(PersistentBackend):
 
     def retrieve(self, namespace: str, queries: Tensor, top_k: int) -> SearchResult:
         """Find chunks: see :meth:`memcore.MemoryBackend.retrieve`."""
-        with self._reading() as database, torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with self._file.reading() as database, torch.no_grad(), torch.autocast("cpu", enabled=False):
             if top_k < 1:
                 raise ConfigError(f"top_k must be at least 1, got {top_k}")
             found = self._find(namespace)
@@ -134,7 +125,7 @@ class SqliteBackend(PersistentBackend):
 
     def fetch(self, namespace: str, ids: Tensor) -> ChunkBatch:
         """Return chunks: see :meth:`memcore.MemoryBackend.fetch`."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             found = self._get(namespace)
             query = f"SELECT {_ROW} FROM chunks WHERE namespace = ? AND id = ?"
             rows = []
@@ -147,7 +138,7 @@ class SqliteBackend(PersistentBackend):
 
     def evict(self, namespace: str, ids: Tensor) -> None:
         """Remove chunks: see :meth:`memcore.MemoryBackend.evict`."""
-        with self._writing() as database:
+        with self._file.writing() as database:
             found = self._get(namespace)
             for id in set(_as_list(ids)):
                 gone = database.execute("DELETE FROM chunks WHERE namespace = ? AND id = ?", (found.number, id))
@@ -156,7 +147,7 @@ class SqliteBackend(PersistentBackend):
 
     def drop(self, namespace: str) -> None:
         """Remove a namespace: see :meth:`memcore.MemoryBackend.drop`."""
-        with self._writing() as database:
+        with self._file.writing() as database:
             found = self._find(namespace)
             if found is not None:
                 database.execute("DELETE FROM chunks WHERE namespace = ?", (found.number,))
@@ -164,7 +155,7 @@ class SqliteBackend(PersistentBackend):
 
     def copy(self, source: str, target: str) -> None:
         """Copy a namespace, ids and all, without reading it into Python."""
-        with self._writing() as database:
+        with self._file.writing() as database:
             if source == target:
                 return
             self.drop(target)
@@ -183,7 +174,7 @@ class SqliteBackend(PersistentBackend):
 
     def ids(self, namespace: str) -> Tensor:
         """Return the ids stored: see :meth:`memcore.MemoryBackend.ids`."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             found = self._find(namespace)
             query = "SELECT id FROM chunks WHERE namespace = ? ORDER BY id"
             rows = database.execute(query, (found.number,)).fetchall() if found else []
@@ -191,12 +182,12 @@ class SqliteBackend(PersistentBackend):
 
     def namespaces(self) -> list[str]:
         """Return the names of all namespaces, sorted."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             return sorted(name.decode() for (name,) in database.execute("SELECT name FROM namespaces"))
 
     def nbytes(self, namespace: str | None = None) -> int:
         """Return the bytes that embeddings and payloads take."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             size = "SELECT total(length(embeddings) + length(key_bytes) + length(value_bytes)) FROM chunks"
             if namespace is None:
                 return int(database.execute(size).fetchone()[0])
@@ -205,43 +196,36 @@ class SqliteBackend(PersistentBackend):
 
     def flush(self) -> None:
         """Commit: what was stored so far is on the disk when this returns."""
-        with self._translated() as database:
-            if database.in_transaction:
-                database.execute("COMMIT")
-            if not self.read_only:
-                database.execute("BEGIN IMMEDIATE")
+        self._file.flush()
 
     def write_record(self, name: str, value: bytes) -> None:
         """Keep a value under a name."""
-        with self._writing() as database:
+        with self._file.writing() as database:
             database.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (name.encode(), value))
 
     def read_record(self, name: str) -> bytes | None:
         """Return the value under a name, None if there is none."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             row = database.execute("SELECT value FROM records WHERE name = ?", (name.encode(),)).fetchone()
             return None if row is None else bytes(row[0])
 
     def drop_record(self, name: str) -> None:
         """Remove a record; do nothing if there is none."""
-        with self._writing() as database:
+        with self._file.writing() as database:
             database.execute("DELETE FROM records WHERE name = ?", (name.encode(),))
 
     def record_names(self) -> list[str]:
         """Return the names of all records, sorted."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             return sorted(name.decode() for (name,) in database.execute("SELECT name FROM records"))
 
     def disk_bytes(self) -> int:
         """Return the size of the file and of the two that SQLite keeps beside it."""
-        with self._translated():
-            path = self._options.path
-            files = [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
-            return sum(file.stat().st_size for file in files if file.exists())
+        return self._file.disk_bytes()
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Compare every chunk with its checksum, and let SQLite check the file."""
-        with self._reading() as database:
+        with self._file.reading() as database:
             damage = [
                 Damage(problem=problem) for (problem,) in database.execute("PRAGMA quick_check") if problem != "ok"
             ]
@@ -258,82 +242,21 @@ class SqliteBackend(PersistentBackend):
 
     def compact(self) -> None:
         """Flush, and write the file anew without its free pages."""
-        with self._translated() as database:
-            if self.read_only:
-                raise ReadOnlyError(f"{self._options.path} was opened for reading only: it cannot be compacted")
-            database.execute("COMMIT")
-            try:
-                database.execute("VACUUM")
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                database.execute("BEGIN IMMEDIATE")
+        self._file.compact()
 
     def close(self) -> None:
         """Flush and close the file. Calling it again does nothing."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            try:
-                if self._database.in_transaction:
-                    self._database.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise BackendError(f"{self._options.path}: what was not flushed is lost: {error}") from error
-            finally:
-                self._database.close()
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[sqlite3.Connection]:
-        """Lock, and make SQLite's errors memcore's."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError("SqliteBackend was closed")
-            try:
-                yield self._database
-            except sqlite3.Error as error:
-                raise BackendError(f"{self._options.path}: {error}") from error
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Show one state of the file for the whole of a call."""
-        with self._translated() as database:
-            if database.in_transaction:
-                yield database
-                return
-            database.execute("BEGIN")
-            try:
-                yield database
-            finally:
-                database.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Undo what a call did if it raises."""
-        with self._translated() as database:
-            if self.read_only:
-                raise ReadOnlyError(f"{self._options.path} was opened for reading only")
-            if not database.in_transaction:  # another process came between two of ours
-                database.execute("BEGIN IMMEDIATE")
-            database.execute("SAVEPOINT call")
-            try:
-                yield database
-            except BaseException:
-                if database.in_transaction:
-                    database.execute("ROLLBACK TO call")
-                raise
-            finally:
-                if database.in_transaction:
-                    database.execute("RELEASE call")
+        self._file.close()
 
     def _find(self, namespace: str) -> _Namespace | None:
         query = "SELECT number, next_id, layout FROM namespaces WHERE name = ?"
-        row = self._database.execute(query, (namespace.encode(),)).fetchone()
+        row = self._file.database.execute(query, (namespace.encode(),)).fetchone()
         return None if row is None else _Namespace(row[0], row[1], Layout.from_json(row[2]))
 
     def _get(self, namespace: str) -> _Namespace:
         found = self._find(namespace)
         if found is None:
-            raise UnknownNamespaceError(f"no namespace {namespace!r} in {self._options.path}")
+            raise UnknownNamespaceError(f"no namespace {namespace!r} in {self._file.path}")
         return found
 
 

@@ -32,7 +32,7 @@ class TestContract(PersistentBackendTests):
             "SELECT key_bytes, value_bytes, length, layout ->> 'H', layout ->> 'dtype' "
             "FROM chunks JOIN namespaces ON namespace = number WHERE name = ? AND id = ?"
         )
-        database = sqlite3.connect(backend._options.path)
+        database = sqlite3.connect(backend._file.path)
         keys, values, length, heads, dtype = database.execute(query, (namespace.encode(), id)).fetchone()
         database.close()
         shape = (heads, length, -1)
