@@ -1,7 +1,7 @@
 """The hooks a plugin can implement. One function and one sentence each; ``docs/plugins.md`` has a worked example.
 
 A plugin is a module named by an entry point of the group ``memcore``, with functions of these names marked
-``@memcore.hookimpl``. What is built in comes the same way.
+``@memcore.hookimpl``. What is built in comes the same way. Tensors and records that a hook is given are its own copies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+"""The pages on plugins: their code is what stands in the examples, or runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memcore import ChunkUsage
+from memcore.plugin_hooks import PluginHooks
+from memcore.plugins import PluginRegistry
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "memcore-sqlite"
+TUTORIAL = (ROOT / "docs" / "write-a-backend.md").read_text(encoding="utf-8")
+PLUGINS = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+
+EXCERPTS = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", TUTORIAL, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "excerpt"), EXCERPTS, ids=[f"{n} {name}" for n, (name, _) in enumerate(EXCERPTS)])
+def test_the_tutorial_shows_what_the_example_says(name: str, excerpt: str) -> None:
+    text, found = (EXAMPLE / name).read_text(encoding="utf-8"), 0
+    for piece in re.split(r"^\.\.\.\n", excerpt, flags=re.MULTILINE):
+        found = text.find(piece, found)
+        assert found >= 0, f"not in {name}, or not in this order:\n{piece}"
+        found += len(piece)
+
+
+def test_the_tutorial_shows_every_part() -> None:
+    assert {name for name, _ in EXCERPTS} == {
+        "pyproject.toml",
+        "memcore_sqlite/plugin.py",
+        "memcore_sqlite/backend.py",
+        "memcore_sqlite/file.py",
+        "memcore_sqlite/rows.py",
+        "tests/test_sqlite_backend.py",
+    }
+
+
+def test_the_tutorial_lists_the_files_there_are() -> None:
+    listed = set(re.findall(r"^ +([\w.]+\.\w+)", TUTORIAL.split("```")[1], flags=re.MULTILINE))
+    there = {path.name for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml", ".typed")}
+    assert listed == there
+
+
+def code(name: str) -> str:
+    """Return the code on the plugins' page that begins with this file name."""
+    (source,) = re.findall(rf"^```python\n(# {re.escape(name)}\n.*?)^```$", PLUGINS, flags=re.MULTILINE | re.DOTALL)
+    return str(source)
+
+
+def usage(count: int) -> ChunkUsage:
+    return ChunkUsage(ids=torch.arange(count), last_used=torch.arange(count), retrievals=torch.zeros(count).long())
+
+
+def test_the_policy_on_the_page_works(plugin_folder: Any, caplog: Any) -> None:
+    plugin_folder("recent", code("memcore_recent.py"))
+    registry = PluginRegistry()
+    registry.load_entry_points("recent")
+    assert registry.load_component("eviction_policies", "recent")().select(usage(10), 8).tolist() == [0, 1, 2, 3, 4]
+    with caplog.at_level("INFO"):
+        PluginHooks(registry).evicted("a", torch.arange(3))
+    assert "a forgot 3 chunks" in caplog.text
+
+
+def test_the_hook_on_the_page_keeps_the_first_chunks(plugin_folder: Any) -> None:
+    plugin_folder("pinned", code("memcore_pinned.py"))
+    registry = PluginRegistry()
+    registry.load_entry_points("pinned")
+    choice = PluginHooks(registry).evict("a", usage(10), 7)
+    assert choice is not None
+    assert choice.tolist() == [4, 5, 6]
+    assert PluginHooks(registry).evict("a", usage(10), 4) is None
