@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -68,12 +69,8 @@ def test_changing_later_tokens_changes_no_earlier_logit(loaded: Loaded) -> None:
         assert torch.equal(model(changed).logits[:, : t + 1], logits[:, : t + 1])
 
 
-@pytest.mark.parametrize("backend", ["exact", "hnswlib"])
-@pytest.mark.parametrize("depth", [0.2, 0.6])
-def test_a_pass_key_far_outside_the_window_is_found(loaded: Loaded, backend: str, depth: float) -> None:
-    if backend == "hnswlib":
-        pytest.importorskip("hnswlib", reason="hnswlib is not installed")
-    model, tokenizer = loaded
+def with_a_fact(tokenizer: Any, depth: float) -> tuple[str, list[int], list[int]]:
+    """Return a key, token ids of a text of 2,500 tokens that names it at this depth, and the question about it."""
     key = str(random.Random(depth).randrange(10_000, 100_000))
     body = reading(tokenizer, 2500)[0].tolist()
     fact = f"\n\nThe access code of the green vault is {key}. Remember it: the green vault opens with {key}.\n\n"
@@ -82,17 +79,55 @@ def test_a_pass_key_far_outside_the_window_is_found(loaded: Loaded, backend: str
     )
     hidden, asked = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (fact, question))
     cut = int(depth * len(body))
-    ids = torch.tensor([body[:cut] + hidden + body[cut:] + asked])
+    return key, body[:cut] + hidden + body[cut:], asked
+
+
+BACKENDS: dict[str, dict[str, object]] = {
+    "exact": {},
+    "hnswlib": {"exact_below": 0},
+    "faiss": {"index": "ivf", "exact_below": 0},
+    "lmdb": {"path": "memory"},
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "depth"), [("exact", 0.2), ("exact", 0.6), ("hnswlib", 0.6), ("faiss", 0.2), ("lmdb", 0.6)]
+)
+def test_a_pass_key_far_outside_the_window_is_found(
+    loaded: Loaded, backend: str, depth: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend != "exact":
+        pytest.importorskip(backend, reason=f"{backend} is not installed")
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = loaded
+    key, text, asked = with_a_fact(tokenizer, depth)
+    ids = torch.tensor([text + asked])
 
     def answer() -> str:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False)
         return str(tokenizer.decode(out[0, ids.shape[1] :]))
 
-    options = {"exact_below": 0} if backend == "hnswlib" else {}
-    memcore.wrap(model, window=512, backend=backend, backend_options=options)
+    memcore.wrap(model, window=512, backend=backend, backend_options=BACKENDS[backend])
     assert key in answer()
     assert any(key in tokenizer.decode(passage.token_ids) for passage in model.memory.passages())
     memcore.unwrap(model)
     # Control: without the chunks that were retrieved, window and sinks alone do not know it.
     ids = torch.cat((ids[:, :4], ids[:, -512:]), dim=1)
     assert key not in answer()
+
+
+def test_a_session_on_disk_answers_after_it_was_closed(loaded: Loaded, tmp_path: Path) -> None:
+    pytest.importorskip("lmdb", reason="lmdb is not installed")
+    model, tokenizer = loaded
+    key, text, asked = with_a_fact(tokenizer, 0.3)
+    config = MemoryConfig(window=512, backend="lmdb", backend_options={"path": tmp_path / "memory"})
+    memcore.wrap(model, config)
+    memcore.Session(model, "vault", tokenizer).ingest(text)
+    memcore.unwrap(model)
+    memcore.wrap(model, config, backend_options={**config.backend_options, "read_only": True})
+    session = memcore.Session(model, "vault", tokenizer)
+    answers = [session.ask(asked, max_new_tokens=7) for _ in range(2)]
+    assert key in answers[0].text
+    assert answers[0].text == answers[1].text
+    assert any(key in tokenizer.decode(passage.token_ids) for passage in answers[0].passages)
+    assert session.tokens == len(text)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from cli_runner import run
 
+from memcore.plugins import registry
+
 pytest.importorskip("lmdb", reason="lmdb is not installed")
 
 CONFIG = ("--window", "64", "--set", "chunk_size=8")
@@ -79,13 +81,19 @@ def test_a_session_is_inspected(memory: str) -> None:
 def test_a_memory_is_verified(memory: str) -> None:
     result = run("memory", "verify", memory)
     assert (result.exit_code, result.stdout.strip()) == (0, "everything is as it was written")
-    data = max(Path(memory).iterdir(), key=lambda file: file.stat().st_size)
-    content = bytearray(data.read_bytes())
-    for place in range(len(content) // 2, len(content), 64):
-        content[place] ^= 1
-    data.write_bytes(content)
+    kind = registry().load_component("backends", "lmdb")
+    with kind(kind.Options(path=Path(memory), read_only=True)) as backend:
+        namespace = backend.namespaces()[0]
+        values = backend.fetch(namespace, backend.ids(namespace)[:1]).values[0]
+    file = next(file for file in Path(memory).iterdir() if values.numpy().tobytes() in file.read_bytes())
+    content = bytearray(file.read_bytes())
+    content[content.index(values.numpy().tobytes())] ^= 1
+    file.write_bytes(content)
     result = run("memory", "verify", memory)
     assert result.exit_code == 1
+    assert f"namespace {namespace!r}, chunk " in result.stdout
+    (found,) = json.loads(run("memory", "verify", memory, "--json").stdout)
+    assert found["namespace"] == namespace
 
 
 def test_sessions_are_copied_dropped_and_their_space_given_back(memory: str) -> None:

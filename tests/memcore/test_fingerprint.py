@@ -24,6 +24,15 @@ def test_the_same_model_has_the_same_fingerprint() -> None:
     assert model_fingerprint(copy.deepcopy(model)) == before
 
 
+def test_the_last_value_of_a_large_weight_counts() -> None:
+    model = tiny_model("llama")
+    model.lm_head = torch.nn.Linear(1, 2**24 + 3, bias=False)  # more than float32 can number
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model.lm_head.weight[-1] += 1
+    assert model_fingerprint(model) != before
+
+
 def test_other_weights_shapes_precisions_and_settings_differ() -> None:
     model = tiny_model("llama")
     prints = {model_fingerprint(model)}

@@ -250,7 +250,7 @@ memcore.unwrap(model)
 
 
 def in_another_process(family: str, folder: Path, action: str) -> Any:
-    source = CHILD.format(path=[entry for entry in sys.path if entry])
+    source = CHILD.format(path=[str(Path(__file__).parent), *filter(None, sys.path)])
     command = [sys.executable, "-c", source, family, str(folder), action]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if action == "die":
