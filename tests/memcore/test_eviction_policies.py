@@ -46,6 +46,40 @@ def test_lfu_drops_what_was_retrieved_least_and_the_oldest_of_equals() -> None:
     assert LfuEviction().select(usage(5, retrievals=[3, 1, 7, 0, 1]), 3).tolist() == [1, 3]
 
 
+def rule_of_the_paper(retrievals: list[int], capacity: int) -> list[int]:
+    """Return the ages of the chunks that the rule drops, step by step as the paper words it."""
+    count = len(retrievals)
+    ages = list(range(count))  # 0 is the oldest
+    dropped, middle, newest = ages[: count // 10], ages[count // 10 : count - count // 10], ages[count - count // 10 :]
+    while middle and 2 * (len(middle) + len(newest) - 1) >= capacity:  # one less is still half the capacity
+        least = min(middle, key=lambda age: (retrievals[age], age))
+        middle.remove(least)
+        dropped.append(least)
+    return sorted(dropped)
+
+
+@given(data=st.data(), capacity=st.integers(1, 60), excess=st.integers(1, 40))
+def test_memlong_is_the_rule_of_the_paper(data: st.DataObject, capacity: int, excess: int) -> None:
+    count = capacity + excess
+    retrievals = data.draw(st.lists(st.integers(0, 5), min_size=count, max_size=count))
+    gone = MemLongEviction().select(usage(count, retrievals=retrievals, first_id=100), capacity)
+    want = [100 + age for age in rule_of_the_paper(retrievals, capacity)]
+    if count - len(want) > capacity:
+        # The newest tenth alone is too many, of which the paper does not speak: its oldest have to go as well.
+        want += range(100 + len(want), 100 + count - capacity)
+    assert gone.tolist() == want
+
+
+@pytest.mark.parametrize("count", [10, 70, 130, 1000, 2890, 10_000, 123_450])
+def test_a_tenth_is_not_lost_to_rounding(count: int) -> None:
+    gone = MemLongEviction().select(usage(count, retrievals=list(range(count))), count - 1)
+    assert count - len(gone) == -(-(count - 1) // 2)
+    high_first = usage(count, retrievals=list(range(count, 0, -1)))
+    gone = MemLongEviction().select(high_first, count - 1)
+    assert gone[: count // 10].tolist() == list(range(count // 10))
+    assert int(gone[-1]) == count - count // 10 - 1
+
+
 def test_memlong_keeps_the_newest_tenth_and_drops_the_oldest() -> None:
     # 0 and 1 are the oldest tenth, however often they were retrieved; 18 and 19 the newest, never retrieved.
     retrievals = [99, 99, *range(1, 17), 0, 0]

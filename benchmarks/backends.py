@@ -1,0 +1,155 @@
+"""Every installed backend against its raw library and against brute force in torch, with one thread.
+
+    python benchmarks/backends.py --json results/backends.json
+
+Vectors are normalised and clustered (around N / 100 centres, with noise of 0.8), one per chunk, each with a payload of
+16 KiB. Stores and searches of the backend and of the raw library take turns, so that a machine that slows down slows
+both; ratios are medians of pairs, in brackets the smallest and largest. "Store" counts the copy of the payload, which
+the raw side copies into tensors of the right size, and building the index, which memcore's backends leave to the first
+search. What the raw side is in each case, ``raw_libraries.py`` says.
+
+Each cell is measured in a process of its own, and with ``--json`` written down when it is done; started again with the
+same settings, the rest is measured. ``--cpu`` pins the processes to one core.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from machine import console as machine_console
+from machine import save
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+NEEDS: Final = {
+    "exact": "torch",
+    "hnswlib": "hnswlib",
+    "faiss flat": "faiss",
+    "faiss ivf": "faiss",
+    "faiss hnsw": "faiss",
+    "lmdb": "lmdb",
+}
+"""Ways to keep chunks, and the module that each needs."""
+
+HERE: Final = Path(__file__).parent
+
+
+def measured(script: str, what: dict[str, Any], cpu: int | None) -> dict[str, Any]:
+    """Run one of the scripts beside this one and return its result, or ``{"error": ...}``."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(HERE / script), json.dumps(what | {"folder": folder})]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
+        )
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def cells(ways: list[str], counts: list[int], sizes: list[int]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return key, script and arguments of each cell, the quick ones first."""
+    made = [
+        (f"{way}, {count}, {size}", "backend_cell.py", {"way": way, "count": count, "size": size})
+        for count in counts
+        for size in sizes
+        for way in ways
+    ]
+    if "lmdb" in ways:
+        made.insert(0, ("payload reads", "payload_reads.py", {}))
+    return made
+
+
+def show(console: Console, results: dict[str, Any]) -> None:
+    """Print the tables."""
+    for task, unit in (("store", "chunks/s"), ("retrieve", "queries/s")):
+        columns = ["backend", "N", "d", "batch", f"{unit}", "raw", "ours / raw"]
+        table = Table(*columns, *(["torch", "recall@8"] if task == "retrieve" else []), title=task)
+        for key, result in results.items():
+            if "store" not in result:
+                continue
+            way, count, size = key.split(", ")
+            for batch, numbers in result[task].items():
+                low, high = numbers["ratios"]
+                row = [way, f"{int(count):,}", size, batch, f"{numbers['ours']:,.0f}", f"{numbers['raw']:,.0f}"]
+                row.append(f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})")
+                if task == "retrieve":
+                    row += [f"{numbers['torch']:,.0f}", f"{result['recall']['ours']:.3f}"]
+                table.add_row(*row)
+        console.print(table)
+    reads = results.get("payload reads", {})
+    if "reads" in reads:
+        table = Table(
+            "checksums compared", "GB/s", "first time", "plain copy", "ours / copy", title="lmdb payload reads"
+        )
+        for words, numbers in reads["reads"].items():
+            low, high = numbers["ratios"]
+            rates = [f"{numbers[name] / 1e9:.1f}" for name in ("ours", "first", "raw")]
+            table.add_row(words, *rates, f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})")
+        console.print(table)
+    for key, result in results.items():
+        if "error" in result:
+            console.print(f"{key}: {result['error']}", style="red")
+
+
+def main(
+    way: Annotated[list[str], typer.Option(help="Backends; all that are installed if left out.")] = [],  # noqa: B006
+    count: Annotated[list[int], typer.Option(help="Chunks stored.")] = [1_000, 10_000, 100_000],  # noqa: B006
+    size: Annotated[list[int], typer.Option(help="Numbers per vector.")] = [256, 1024],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(help="Chunks per store, queries per search.")] = [1, 32],  # noqa: B006
+    seconds: Annotated[float, typer.Option(help="About how long to repeat each measurement.")] = 2.0,
+    cpu: Annotated[int | None, typer.Option(help="Core to measure on.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Hardly anything, to see that it runs.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results here, and go on from there.")
+    ] = None,
+) -> None:
+    """Measure the backends."""
+    unknown = set(way) - set(NEEDS)
+    if unknown:
+        raise typer.BadParameter(f"no {', '.join(sorted(unknown))} among {', '.join(NEEDS)}")
+    ways = way or [name for name, module in NEEDS.items() if importlib.util.find_spec(module)]
+    settings: dict[str, Any] = {"batches": batch, "tokens": 64, "seconds": seconds, "cpu": cpu}
+    reads: dict[str, Any] = {"count": 2000, "tokens": 128, "fetched": 8, "seconds": seconds}
+    if quick:
+        count, size = [600], [32]
+        settings["seconds"] = reads["seconds"] = 0.05
+        reads["count"] = 40
+    results: dict[str, Any] = {}
+    if json_file is not None and json_file.exists():
+        before = json.loads(json_file.read_text())
+        if before["settings"] == settings:
+            results = {key: result for key, result in before["results"].items() if "error" not in result}
+    console = machine_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        wanted = cells(ways, count, size)
+        task = progress.add_task("", total=len(wanted))
+        for key, script, what in wanted:
+            progress.update(task, description=key)
+            if key not in results:
+                given = reads if script == "payload_reads.py" else settings | what
+                results[key] = measured(script, {k: v for k, v in given.items() if k != "cpu"}, cpu)
+                save(json_file, "backends", settings, results)
+            progress.advance(task)
+    show(console, results)
+    if any("error" in result for result in results.values()):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
