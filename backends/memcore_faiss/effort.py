@@ -18,8 +18,11 @@ Exact: TypeAlias = "Callable[[Tensor, int], Tensor]"
 Search: TypeAlias = "Callable[[int, Tensor, int], Tensor]"
 """Takes an effort, queries ``[Q, E]`` and ``k``; returns the products of what is found, ``[Q, k]``, best first."""
 
-TRIED: Final = 32
-"""Queries of each kind by which an effort is chosen, at most."""
+TRIED: Final = 16
+"""Vectors of the index by which an effort is chosen, at most."""
+
+_QUERIES: Final = 32
+"""Queries by which it is chosen, at most."""
 
 _COUNT: Final = 8
 """Vectors to be found per query while it is tried out."""
@@ -77,7 +80,7 @@ class Effort:
         """
         if self._fixed is None:
             own = self._try(search, exact, self._sample, most, own=1)
-            self.value = max(own, self._try(search, exact, queries[:TRIED], most, own=0))
+            self.value = max(own, self._try(search, exact, queries[:_QUERIES], most, own=0))
         else:
             self.value = min(self._fixed, most)
         self._changed = 0

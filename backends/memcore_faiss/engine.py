@@ -19,11 +19,9 @@ class Engine(ABC):
 
     Attributes:
         most_found: the largest ``k`` and ``nprobe``.
-        removes: whether inverted files can remove vectors.
     """
 
     most_found: int
-    removes: bool
 
     @abstractmethod
     def place(self, index: Any) -> Any:
@@ -42,6 +40,10 @@ class Engine(ABC):
         """Add ``[n, E]`` float32, under ``labels``, ``[n]`` int64, if the index takes any."""
 
     @abstractmethod
+    def remove(self, index: Any, labels: Tensor) -> bool:
+        """Remove vectors, ``[n]`` int64, from an inverted file; return False if that cannot be done."""
+
+    @abstractmethod
     def search(self, index: Any, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return products and labels, ``[Q, count]`` on the CPU, of ``[Q, E]`` queries."""
 
@@ -57,7 +59,6 @@ class CpuEngine(Engine):
     """
 
     most_found = 2**31 - 1
-    removes = True
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -81,9 +82,10 @@ class CpuEngine(Engine):
         else:
             self._call(index.add_with_ids, vectors.cpu().numpy(), labels.numpy())
 
-    def remove(self, index: Any, labels: Tensor) -> None:
-        """Remove the vectors with these labels, ``[n]`` int64."""
+    def remove(self, index: Any, labels: Tensor) -> bool:
+        """Remove vectors from an inverted file."""
         self._call(index.remove_ids, labels.numpy())
+        return True
 
     def search(self, index: Any, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Search an index."""

@@ -53,7 +53,6 @@ class GpuEngine(Engine):
     """
 
     most_found = 2048
-    removes = False
 
     def __init__(self, device: int, temp_memory: int) -> None:
         self.device = torch.device("cuda", device)
@@ -61,7 +60,10 @@ class GpuEngine(Engine):
 
     def place(self, index: Any) -> Any:
         """Return the index on the GPU."""
-        return _faiss.index_cpu_to_gpu(self._shared, self.device.index, index)
+        options = _faiss.GpuClonerOptions()
+        # Tables of more than 48 bytes per vector do not fit otherwise, and these products are computed again anyway.
+        options.useFloat16 = isinstance(index, _faiss.IndexIVFPQ)
+        return _faiss.index_cpu_to_gpu(self._shared, self.device.index, index, options)
 
     def copy(self, index: Any) -> Any:
         """Return a copy of an index, by way of the CPU, as faiss knows no other."""
@@ -77,6 +79,10 @@ class GpuEngine(Engine):
             index.add(vectors)
         else:
             index.add_with_ids(vectors, labels.to(vectors.device))
+
+    def remove(self, index: Any, labels: Tensor) -> bool:
+        """Return False: faiss cannot remove anything on a GPU."""
+        return False
 
     def search(self, index: Any, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Search an index."""

@@ -13,7 +13,6 @@ import faiss
 from memcore.approximate_index import Found, VectorIndex
 from memcore.errors import BackendError
 from memcore_faiss.effort import TRIED, Effort
-from memcore_faiss.engine import CpuEngine
 from memcore_faiss.tombstones import Tombstones
 
 if TYPE_CHECKING:
@@ -36,8 +35,14 @@ _CODES: Final = 256
 _REFINED: Final = 8
 """Compressed vectors taken per one wanted, whose products are then computed exactly."""
 
-_BYTES: Final = (96, 64, 56, 48, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
-"""Bytes per compressed vector that GPUs can search."""
+_BYTES: Final = (64, 56, 48, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
+"""Bytes per compressed vector that GPUs can search, up to what is enough when products are computed again."""
+
+_PER_CODE: Final = 32
+"""Vectors to learn each value of a byte from. With faiss's own 256, and 25 rounds, that takes minutes."""
+
+_ROUNDS: Final = 10
+"""Of learning the values of a byte."""
 
 
 @attrs.frozen(kw_only=True)
@@ -126,11 +131,7 @@ class IvfIndex(VectorIndex):
         """Remove vectors from their lists, or put them under tombstones."""
         self._held -= len(labels)
         self._probes.change(len(labels))
-        if self._index is None:
-            return
-        if isinstance(self._engine, CpuEngine):
-            self._engine.remove(self._index, labels)
-        else:
+        if self._index is not None and not self._engine.remove(self._index, labels):
             self._tombstones.add(labels)
 
     def find(self, queries: Tensor, count: int) -> Found | None:
@@ -179,7 +180,9 @@ class IvfIndex(VectorIndex):
                 raise BackendError(f"pq_m must divide the {size} numbers of a vector, and {code_bytes} does not")
             index = faiss.IndexIVFPQ(quantizer, size, lists, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
             index.pq.cp.seed = self._settings.seed
+            index.pq.cp.niter = _ROUNDS
             index.pq.cp.min_points_per_centroid = 1
+            index.pq.cp.max_points_per_centroid = _PER_CODE
         else:
             index = faiss.IndexIVFFlat(quantizer, size, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = self._settings.seed
