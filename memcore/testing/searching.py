@@ -28,7 +28,7 @@ class SearchingTests(BackendCase):
 
     def test_more_than_there_are_is_filled_with_no_chunk(self, backend: MemoryBackend) -> None:
         ids = backend.store("a", make_chunks(2))
-        result = backend.retrieve("a", torch.randn(3, 5), 4)
+        result = backend.retrieve("a", random_queries(3), 4)
         assert result.ids.shape == result.scores.shape == (3, 4)
         assert result.ids[:, :2].sort().values.tolist() == [ids.tolist()] * 3
         assert result.ids[:, 2:].tolist() == [[NO_CHUNK] * 2] * 3
@@ -39,7 +39,7 @@ class SearchingTests(BackendCase):
     def test_unknown_and_emptied_namespaces_yield_nothing(self, backend: MemoryBackend) -> None:
         backend.evict("a", backend.store("a", make_chunks(2)))
         for namespace in ("a", "unknown"):
-            result = backend.retrieve(namespace, torch.randn(2, 5), 3)
+            result = backend.retrieve(namespace, random_queries(2), 3)
             assert result.ids.tolist() == [[NO_CHUNK] * 3] * 2
             assert backend.count(namespace) == 0
             assert backend.ids(namespace).tolist() == []
