@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from threading import RLock
 from typing import Concatenate, ParamSpec, TypeVar
 
-import attrs
 import torch
 from torch import Tensor
 
 from memcore import usage_record
 from memcore.backend import MemoryBackend, PersistentBackend
 from memcore.bank_hooks import NO_HOOKS, Hooks
-from memcore.chunk import ChunkBatch, SearchResult
+from memcore.chunk import ChunkBatch
 from memcore.errors import (
-    ChunkShapeError,
     ClosedError,
     ConfigError,
     PluginError,
@@ -24,37 +23,27 @@ from memcore.errors import (
     UnknownChunkError,
     UnknownNamespaceError,
 )
-from memcore.eviction import ChunkUsage, EvictionPolicy
+from memcore.eviction import ChunkUsage, EvictionPolicy, problem_with_choice
 from memcore.exact_backend import ExactBackend, ExactOptions
-from memcore.selection import select_chunks
-from memcore.shelves import TEMPORARY, Shelves, fetch, search
+from memcore.recall import Retrieved, recall
+from memcore.shelves import TEMPORARY, Shelves, fetch
 from memcore.view import Shelf, View
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@attrs.frozen(eq=False, kw_only=True)
-class Retrieved:
-    """``M`` chunks to attend to, in document order: by ``chunks.starts``, the lower id first of equals.
-
-    Attributes:
-        ids: ``[M]`` int64 on the CPU.
-        chunks: ``M`` chunks, where the backend keeps them.
-    """
-
-    ids: Tensor
-    chunks: ChunkBatch
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-
 def _locked(method: Callable[Concatenate[MemoryBank, P], T]) -> Callable[Concatenate[MemoryBank, P], T]:
     @functools.wraps(method)
     def call(bank: MemoryBank, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with bank._lock:
-            return method(bank, *args, **kwargs)
+            bank._depth += 1
+            try:
+                if bank._depth == 1:
+                    bank._drop_discarded()
+                return method(bank, *args, **kwargs)
+            finally:
+                bank._depth -= 1
 
     return call
 
@@ -72,8 +61,7 @@ class MemoryBank:
     there. Chunks that the backend already holds are there from the start. Namespaces whose names begin with
     ``~`` (``TEMPORARY``) are not kept. If the backend is read-only, temporary namespaces still work, in memory.
 
-    A lock lets one call in at a time, as caches that are thrown away may drop their namespaces from any thread. The
-    bank owns its backend: ``close`` closes both.
+    A lock lets one call in at a time, from any thread. The bank owns its backend: ``close`` closes both.
 
     Args:
         backend: where chunks are kept.
@@ -98,6 +86,8 @@ class MemoryBank:
         self._clock = 0
         self._closed = False
         self._lock = RLock()
+        self._depth = 0  # calls under way, one inside of the other
+        self._discarded: deque[str] = deque()
         self._shelves = Shelves(backend)
         if isinstance(backend, PersistentBackend):
             if backend.read_only:
@@ -193,23 +183,9 @@ class MemoryBank:
         view = self._find(namespace)
         if view is None or not len(view):
             return None
-
-        result: SearchResult | None = None
-        if len(view) <= (top_k if rescore is None else width):
-            rows = torch.arange(len(view))
-        else:
-            result = search(view, queries, width)
-            rows = torch.searchsorted(view.ids, select_chunks(result, top_k if rescore is None else width))
-        chunks = fetch(view, rows)
-        order = torch.arange(len(rows))
-        if rescore is not None and len(rows) > top_k:
-            order = _best(rescore(chunks), rows, top_k)
-        order = order[rows[order].argsort()]
-        order = order[chunks.starts.cpu()[order].argsort(stable=True)]
-        rows, chunks = rows[order], _pick(chunks, order)
+        rows, chunks, result = recall(view, queries, top_k, width, rescore)
         if not len(rows):
             return None
-
         with torch.inference_mode(False):
             self._clock += 1
             view.use(rows, self._clock)
@@ -273,6 +249,19 @@ class MemoryBank:
             self._shelves.leave(view)
         if self.persistent and not self.read_only and not namespace.startswith(TEMPORARY):
             self.persistent.drop_record(usage_record.record_name(namespace))
+
+    def discard(self, namespaces: Iterable[str]) -> None:
+        """Forget namespaces as soon as no call is under way, at the latest at the next.
+
+        For finalizers, which may run at any time, in the middle of another call too.
+        """
+        self._discarded.extend(namespaces)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._depth:
+                    self._drop_discarded()
+            finally:
+                self._lock.release()
 
     @_locked
     def truncate(self, namespace: str, next_id: int) -> None:
@@ -355,6 +344,10 @@ class MemoryBank:
             self._shelves.backend.close()
             self.backend.close()
 
+    def _drop_discarded(self) -> None:
+        while self._discarded and not self._closed:
+            self.drop(self._discarded.popleft())
+
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the memory bank was closed")
@@ -396,15 +389,7 @@ class MemoryBank:
             return
         named = {name: view for name, view in self._views.items() if not name.startswith(TEMPORARY)}
         with torch.inference_mode(False), torch.no_grad():
-            for name in self._shelves.names() - named.keys():
-                if not name.startswith(TEMPORARY):  # of a namespace that is gone, and still read
-                    self._move_readers(name)
-            while misplaced := {name: view for name, view in named.items() if _misplaced(name, view)}:
-                free = next((name for name in misplaced if name not in self._shelves), None)
-                if free is None:  # all are read by others, perhaps in a ring, which this opens
-                    self._move_readers(next(iter(misplaced)))
-                else:
-                    self._shelves.lay_together(misplaced[free], free, first=0)
+            self._shelves.settle(named)
             for name, view in named.items():
                 if view.changed:
                     backend.write_record(usage_record.record_name(name), usage_record.pack(view, self._clock))
@@ -412,53 +397,16 @@ class MemoryBank:
             for view in named.values():
                 view.changed = False
 
-    def _move_readers(self, name: str) -> None:
-        """Empty a shelf by giving its readers copies of what they read."""
-        for reader in self._shelves.readers(name):
-            self._shelves.lay_together(reader, self._shelves.free_name(f"{TEMPORARY}{name}"), first=0)
-
     def _make_room(self, namespace: str, view: View, capacity: int) -> None:
-        chosen = self._hooks.evict(namespace, view.known(), capacity)
+        chosen: object = self._hooks.evict(namespace, view.known(), capacity)
         who = "the memcore_evict hook"
         if chosen is None:
             chosen = self.policy.select(view.known(), capacity)
             who = f"eviction policy {type(self.policy).__name__}"
-        gone = _checked(chosen, view.ids, len(view) - capacity, who)
+        if problem := problem_with_choice(chosen, view.known(), capacity):
+            raise PluginError(f"{who} {problem}")
+        assert isinstance(chosen, Tensor)
+        gone = torch.isin(view.ids, chosen.cpu())
         ids = view.ids[gone]
         self._shelves.forget(view, gone)
         self._hooks.evicted(namespace, ids)
-
-
-def _misplaced(name: str, view: View) -> bool:
-    return bool(view.parts) and [shelf.name for shelf in view.parts] != [name]
-
-
-def _checked(chosen: object, ids: Tensor, at_least: int, who: str) -> Tensor:
-    """Return which of ``ids`` are chosen, ``[N]`` bool, or raise PluginError if the choice will not do."""
-    if not isinstance(chosen, Tensor) or chosen.ndim != 1 or chosen.dtype != torch.int64:
-        given = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen).__name__
-        raise PluginError(f"{who} must return int64 [M], got {given}")
-    chosen = chosen.cpu()
-    gone = torch.isin(ids, chosen)
-    if int(gone.sum()) != chosen.numel():
-        raise PluginError(f"{who} chose ids that are not stored, or the same twice: {chosen.tolist()}")
-    if chosen.numel() < at_least:
-        raise PluginError(f"{who} chose {chosen.numel()} chunks to drop where at least {at_least} must go")
-    return gone
-
-
-def _best(scores: Tensor, rows: Tensor, top_k: int) -> Tensor:
-    """Return the places of the ``top_k`` highest scores, the older chunk first of equals; NaN is lowest."""
-    if scores.shape != rows.shape:
-        raise ChunkShapeError(f"rescore must return {list(rows.shape)} scores, got {list(scores.shape)}")
-    scores = scores.detach().cpu().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    by_age = rows.argsort()
-    return by_age[scores[by_age].argsort(descending=True, stable=True)[:top_k]]
-
-
-def _pick(chunks: ChunkBatch, places: Tensor) -> ChunkBatch:
-    """Return the chunks at these places, in this order."""
-    if torch.equal(places, torch.arange(len(chunks))):
-        return chunks
-    places = places.to(chunks.keys.device)
-    return ChunkBatch(**{name: tensor[places] for name, tensor in attrs.asdict(chunks, recurse=False).items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import weakref
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from memcore.bank import MemoryBank
-from memcore.errors import ClosedError, UnsupportedCacheError
+from memcore.errors import UnsupportedCacheError
 from memcore.memory_layer import MemoryLayer, Recalled
 from memcore.shelves import TEMPORARY
 from memcore.window import Columns, LocalWindow
@@ -90,7 +88,7 @@ class MemoryCache(DynamicCache):
         for setup in memory.layer_setups:
             self.layers[setup.index] = MemoryLayer(setup, self.recalled)
         self._owned: set[str] = set()  # shared with the finalizer, so it must be changed in place
-        weakref.finalize(self, _drop, memory.bank, self._owned)
+        weakref.finalize(self, memory.bank.discard, self._owned)
 
     @property
     def memory_layers(self) -> list[MemoryLayer]:
@@ -282,9 +280,3 @@ def _load_local_state(layer: object, state: Mapping[str, Tensor]) -> None:
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _drop(bank: MemoryBank, namespaces: set[str]) -> None:
-    with contextlib.suppress(ClosedError):
-        for name in namespaces:
-            bank.drop(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import attrs
+import torch
 from torch import Tensor
 
 
@@ -40,3 +41,21 @@ class EvictionPolicy(ABC):
         Returns:
             ``[M]`` int64, a subset of ``usage.ids`` without repeats, ``M >= len(usage) - capacity``.
         """
+
+
+def problem_with_choice(choice: object, usage: ChunkUsage, capacity: int) -> str:
+    """Return why the ids that a policy or a plugin chose cannot be dropped, empty if they can.
+
+    Args:
+        choice: what it returned; see :meth:`EvictionPolicy.select`.
+        usage: every chunk of the namespace.
+        capacity: chunks the namespace may hold.
+    """
+    if not isinstance(choice, Tensor) or choice.ndim != 1 or choice.dtype != torch.int64:
+        given = f"{choice.dtype} {list(choice.shape)}" if isinstance(choice, Tensor) else type(choice).__name__
+        return f"must return int64 [M], got {given}"
+    if len(choice.unique()) != len(choice) or not bool(torch.isin(choice.cpu(), usage.ids).all()):
+        return f"chose ids that are not stored, or the same twice: {choice.tolist()}"
+    if len(choice) < (least := len(usage) - capacity):
+        return f"chose {len(choice)} chunks to drop where at least {least} must go"
+    return ""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import pluggy
-import torch
 from torch import Tensor
 
+from memcore.eviction import problem_with_choice
 from memcore.plugins import PluginRegistry, is_wrapper, registry
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class PluginHooks:
         for plugin, choice in self._results(hook, namespace=namespace, usage=usage, capacity=capacity):
             if choice is None:
                 continue
-            if not (problem := _problem_with_choice(choice, usage, capacity)):
+            if not (problem := problem_with_choice(choice, usage, capacity)):
                 assert isinstance(choice, Tensor)
                 return choice
             if self._fails_first(plugin, hook.name):
@@ -91,15 +91,3 @@ def _copied(argument: Any) -> Any:
         tensors = attrs.asdict(argument, recurse=False)
         return type(argument)(**{name: tensor.clone() for name, tensor in tensors.items()})
     return argument
-
-
-def _problem_with_choice(choice: object, usage: ChunkUsage, capacity: int) -> str:
-    """Return why the ids a plugin chose cannot be dropped, empty if they can."""
-    if not isinstance(choice, Tensor) or choice.ndim != 1 or choice.dtype != torch.int64:
-        given = f"{choice.dtype} {list(choice.shape)}" if isinstance(choice, Tensor) else type(choice).__name__
-        return f"must return int64 [M] or None, got {given}"
-    if len(choice.unique()) != len(choice) or not bool(torch.isin(choice.cpu(), usage.ids).all()):
-        return f"chose ids that are not stored, or the same twice: {choice.tolist()}"
-    if len(choice) < (least := len(usage) - capacity):
-        return f"chose {len(choice)} chunks to drop where at least {least} must go"
-    return ""

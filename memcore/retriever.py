@@ -6,11 +6,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from memcore.bank import MemoryBank, Retrieved
+from memcore.bank import MemoryBank
 from memcore.chunk import ChunkBatch
 from memcore.config import MemoryConfig
 from memcore.embedder import ChunkEmbedder, RecentQueries
 from memcore.embedders import exact_votes
+from memcore.recall import Retrieved
 from memcore.rotary import RotaryGeometry, unrotate
 from memcore.session_store import layer_namespace
 from memcore.window import LocalWindow

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 
-from memcore.chunk import NO_CHUNK
+from memcore.chunk import NO_CHUNK, ChunkBatch
+from memcore.errors import ChunkShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,3 +37,29 @@ def select_chunks(result: SearchResult, top_k: int) -> Tensor:
     ids, candidate = torch.unique(result.ids.cpu()[found], return_inverse=True)
     votes = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, candidate, shares[found])
     return ids[votes.argsort(descending=True, stable=True)[:top_k]]
+
+
+def best_scored(scores: Tensor, rows: Tensor, top_k: int) -> Tensor:
+    """Return the places of the ``top_k`` highest scores, the older chunk first of equals; NaN is lowest.
+
+    Args:
+        scores: ``[N]``, of any dtype and device.
+        rows: ``[N]`` int64, by which older chunks come before newer ones.
+        top_k: at most ``N``.
+
+    Raises:
+        ChunkShapeError: there are not as many scores as rows.
+    """
+    if scores.shape != rows.shape:
+        raise ChunkShapeError(f"rescore must return {list(rows.shape)} scores, got {list(scores.shape)}")
+    scores = scores.detach().cpu().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    by_age = rows.argsort()
+    return by_age[scores[by_age].argsort(descending=True, stable=True)[:top_k]]
+
+
+def pick(chunks: ChunkBatch, places: Tensor) -> ChunkBatch:
+    """Return the chunks at these places, ``[M]`` int64, in this order."""
+    if torch.equal(places, torch.arange(len(chunks))):
+        return chunks
+    places = places.to(chunks.keys.device)
+    return ChunkBatch(**{name: tensor[places] for name, tensor in attrs.asdict(chunks, recurse=False).items()})

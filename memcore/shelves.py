@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -43,10 +44,6 @@ class Shelves:
     def names(self) -> set[str]:
         """Return the names of all shelves."""
         return set(self._shelves)
-
-    def readers(self, name: str) -> list[View]:
-        """Return the views that read a shelf."""
-        return list(self._shelves[name].readers)
 
     def enter(self, shelf: Shelf, view: View) -> None:
         """Let a view write to a shelf, as one more part of it if it is none yet."""
@@ -103,6 +100,23 @@ class Shelves:
         self._shelves[name] = shelf
         self.leave(view, left)
 
+    def settle(self, named: Mapping[str, View]) -> None:
+        """Move every view to a shelf of its own that has its name, and let no other shelf have a name to be kept."""
+        for name in self._shelves.keys() - named.keys():
+            if not name.startswith(TEMPORARY):  # of a namespace that is gone, and still read
+                self._move_readers(name)
+        while misplaced := [name for name, view in named.items() if _is_misplaced(name, view)]:
+            free = next((name for name in misplaced if name not in self._shelves), None)
+            if free is None:  # all are read by others, perhaps in a ring, which this opens
+                self._move_readers(misplaced[0])
+            else:
+                self.lay_together(named[free], free, first=0)
+
+    def _move_readers(self, name: str) -> None:
+        """Empty a shelf by giving its readers copies of what they read."""
+        for reader in list(self._shelves[name].readers):
+            self.lay_together(reader, self.free_name(f"{TEMPORARY}{name}"), first=0)
+
     def leave(self, view: View, parts: list[Shelf] | None = None) -> None:
         """Let a view go from shelves, and with it the chunks that nobody else knows."""
         for shelf in view.parts if parts is None else parts:
@@ -130,6 +144,10 @@ class Shelves:
             else:
                 shelf.ragged = True
         view.keep(~gone)
+
+
+def _is_misplaced(name: str, view: View) -> bool:
+    return bool(view.parts) and [shelf.name for shelf in view.parts] != [name]
 
 
 def fetch(view: View, rows: Tensor) -> ChunkBatch:

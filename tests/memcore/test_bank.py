@@ -574,6 +574,24 @@ def test_a_read_only_bank_sees_what_another_adds_when_it_looks_anew() -> None:
     assert reader.count("a") == 8
 
 
+def test_what_is_discarded_in_the_middle_of_a_call_goes_after_it() -> None:
+    class Collector(Listener):
+        def stored(self, namespace: str, ids: torch.Tensor, chunks: ChunkBatch) -> None:
+            if namespace == "b":
+                bank.discard(["a", "b"])
+                assert backend.namespaces() == ["a", "b"]
+
+    bank, backend = make_bank(hooks=Collector())
+    bank.store("a", make_chunks(1))
+    bank.store("b", make_chunks(1))
+    assert bank.namespaces() == []
+    bank.store("a", make_chunks(1))
+    bank.discard(["a"])
+    assert backend.namespaces() == []
+    bank.close()
+    bank.discard(["a"])
+
+
 def test_closing_closes_the_backend() -> None:
     bank, backend = make_bank()
     bank.store("a", make_chunks(1))

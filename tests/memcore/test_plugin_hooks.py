@@ -208,8 +208,8 @@ def test_nobody_decides_without_plugins() -> None:
         (torch.tensor([12, 0, 1]), "chose ids that are not stored, or the same twice: [12, 0, 1]"),
         (torch.tensor([0, 0, 1]), "chose ids that are not stored, or the same twice: [0, 0, 1]"),
         (torch.tensor([0]), "chose 1 chunks to drop where at least 3 must go"),
-        (torch.tensor([0.0, 1.0, 2.0]), "must return int64 [M] or None, got torch.float32 [3]"),
-        ([0, 1, 2], "must return int64 [M] or None, got list"),
+        (torch.tensor([0.0, 1.0, 2.0]), "must return int64 [M], got torch.float32 [3]"),
+        ([0, 1, 2], "must return int64 [M], got list"),
     ],
     ids=["unknown", "repeated", "too few", "floats", "list"],
 )
