@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 from memcore.errors import CorruptedError
 from memcore_lmdb.format import BLOCK, VECTORS, ChunkShape, id_key, keys_from, number_key, seal, split_id_key, unseal
 
-BLOCK_BYTES: Final = 4 << 20
+BLOCK_BYTES: Final = 1 << 20
 """Vectors of a block take at most this, or are of one chunk."""
 
 ID, ROW, LENGTH, CHECKSUM = range(4)
@@ -105,13 +105,18 @@ def read_vectors(txn: Any, number: int, block: Block, shape: ChunkShape, where: 
         CorruptedError: they are not there, or not as many as they should be.
     """
     value = txn.get(id_key(VECTORS, number, block.first))
+    check_vectors(value, block, shape, where)
+    return vectors_of(value, block.rows, shape)
+
+
+def check_vectors(value: memoryview | None, block: Block, shape: ChunkShape, where: str) -> None:
+    """Raise CorruptedError unless this value may be the vectors of a block, by its size."""
     expected = block.rows * shape.vectors * shape.size * torch.float32.itemsize
     if value is None or len(value) != expected:
         found = "missing" if value is None else f"{len(value)} bytes instead of {expected}"
         raise CorruptedError(
             f"{where}, chunks {int(block.entries[0, ID])} to {int(block.entries[-1, ID])}: the embeddings are {found}"
         )
-    return vectors_of(value, block.rows, shape)
 
 
 def vectors_of(value: memoryview, rows: int, shape: ChunkShape) -> Tensor:

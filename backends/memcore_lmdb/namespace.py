@@ -39,6 +39,8 @@ class Namespace:
         self._count = record.count
         self._tokens = record.tokens
         self._ids: Tensor | None = None
+        self._entries: Tensor | None = None
+        self._offsets: Tensor | None = None
 
     @classmethod
     def new(cls, name: str, chunks: ChunkBatch, compression: str) -> Self:
@@ -76,9 +78,25 @@ class Namespace:
         if self._ids is None:
             with torch.inference_mode(False):
                 staged = torch.tensor(self.staged.ids, dtype=torch.int64)
-                # Made of columns, a single one would be a view with gaps.
-                self._ids = torch.cat([*(block.entries[:, ID] for block in self.blocks), staged]).contiguous()
+                self._ids = torch.cat((self.entries[:, ID], staged))
         return self._ids
+
+    @property
+    def entries(self) -> Tensor:
+        """``[M, 4]`` int64: those of all blocks, as in :class:`memcore_lmdb.blocks.Block`. Not to be written to."""
+        if self._entries is None:
+            with torch.inference_mode(False):
+                none = torch.empty(0, 4, dtype=torch.int64)
+                self._entries = torch.cat((none, *(block.entries for block in self.blocks)))
+                lengths = torch.tensor([0, *map(len, self.blocks)])
+                self._offsets = lengths.cumsum(0)[1:].contiguous()
+        return self._entries
+
+    def block_numbers(self, rows: Tensor) -> list[int]:
+        """Return in which of ``blocks`` each row of ``entries`` lies."""
+        assert self._offsets is not None
+        numbers: list[int] = torch.searchsorted(self._offsets, rows, right=True).tolist()
+        return numbers
 
     def nbytes(self) -> int:
         """Return the bytes of embeddings and payloads."""
@@ -106,10 +124,10 @@ class Namespace:
             raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
         ids = ids.cpu().contiguous()
         rows = torch.searchsorted(self.ids, ids)
-        known = rows < len(self.ids)
-        known[known.clone()] = self.ids[rows[known]] == ids[known]
-        if not bool(known.all()):
-            missing = sorted(set(ids[~known].tolist()))
+        if not len(self.ids) or not torch.equal(self.ids[rows.clamp(max=len(self.ids) - 1)], ids):
+            missing = sorted(set(ids.tolist()) - set(self.ids.tolist()))
+            if not missing:
+                return rows
             shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise UnknownChunkError(f"{self.where} has no chunk with id {shown} among the {self.count} stored")
         return rows
@@ -163,4 +181,4 @@ class Namespace:
         for id in self.ids[first:][gone[first:]].tolist():
             self.staged.remove(id)
         self.blocks = tuple(blocks)
-        self._ids = None
+        self._ids = self._entries = None

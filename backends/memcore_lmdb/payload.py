@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ _HEAD: Final = struct.Struct("<QqI12x")
 """Checksum of all that follows, position id of the first token, tokens. Padded so that what follows lies well."""
 
 _CHECKSUM: Final = struct.Struct("<Q")
+
+_ALIGNMENT: Final = 64
 
 _TOKENS: Final = -1
 """Stands for the number of tokens in the shape of a section."""
@@ -63,7 +66,7 @@ class PayloadLayout:
         heads, key_size, value_size = shape.heads, shape.key_size, shape.value_size
         small = compression == "int8"
         dtype = torch.int8 if small else shape.torch_dtype
-        self.sections = (
+        self.sections: tuple[Section, ...] = (
             Section("token_ids", (_TOKENS,), torch.int64),
             *(
                 (
@@ -78,12 +81,12 @@ class PayloadLayout:
             Section("keys", (heads, _TOKENS, key_size), dtype),
             Section("values", (heads, _TOKENS, value_size), dtype),
         )
-        self._fixed = self.size(0)
-        self._per_token = self.size(1) - self._fixed
+        self._fixed = _HEAD.size + sum(section.nbytes(0) for section in self.sections)
+        self._per_token = sum(section.nbytes(1) - section.nbytes(0) for section in self.sections)
 
     def size(self, tokens: int) -> int:
         """Return the bytes of the payload of a chunk of this many tokens."""
-        return _HEAD.size + sum(section.nbytes(tokens) for section in self.sections)
+        return self._fixed + self._per_token * tokens
 
     def nbytes(self, count: int, tokens: int) -> int:
         """Return the bytes of embeddings and payloads of ``count`` chunks that have ``tokens`` tokens together."""
@@ -123,53 +126,57 @@ class PayloadLayout:
                 values[row] = value.toreadonly()
         return values
 
-    def decode(self, values: Sequence[memoryview], embeddings: Tensor, width: int) -> ChunkBatch:
-        """Copy payloads out into a batch.
+    def decode(self, values: Sequence[memoryview], vectors: Sequence[memoryview], width: int) -> ChunkBatch:
+        """Copy chunks out into a batch.
 
         Args:
             values: ``N`` payloads, each of which :meth:`problem` finds nothing wrong with.
-            embeddings: ``[N, V, E]``, of these chunks.
+            vectors: the bytes of their embeddings.
             width: the ``C`` wanted, at least the length of the longest.
         """
         heads = [_HEAD.unpack_from(value) for value in values]
         lengths = [length for _, _, length in heads]
-        payload = {}
-        ats = [_HEAD.size] * len(values)
-        even = all(length == width for length in lengths)
-        for section in self.sections:
-            shape = (len(values), *section.sized(width))
-            if even or _TOKENS not in section.shape:
-                column = torch.empty(shape, dtype=section.dtype)
-            else:
-                column = torch.full(shape, UNKNOWN_TOKEN if section.name == "token_ids" else 0, dtype=section.dtype)
-            payload[section.name] = column
-            _copy_out(section, column, values, ats, lengths, width)
-        lengths_ = torch.tensor(lengths, dtype=torch.int64)
-        if self.compression == "int8":
-            keys, kept = decompress(payload, lengths_, self.shape.torch_dtype)
+        sections = (*self.sections, Section("embeddings", (self.shape.vectors, self.shape.size), torch.float32))
+        even = lengths.count(width) == len(lengths)
+        columns = _columns(sections, len(values), width, fill=not even)
+        payload = dict(zip((section.name for section in sections), columns, strict=True))
+        _copy_rows(columns[-1:], vectors, 0)
+        if even:
+            _copy_rows(columns[:-1], values, _HEAD.size)
         else:
-            keys, kept = payload["keys"], payload["values"]
+            payload["token_ids"].fill_(UNKNOWN_TOKEN)
+            for row, (value, length) in enumerate(zip(values, lengths, strict=True)):
+                at = _HEAD.size
+                for section, column in zip(self.sections, columns, strict=False):
+                    wide = section.nbytes(length)
+                    _copy_short(section, column[row], value[at : at + wide], length)
+                    at += wide
+        held = torch.tensor(lengths, dtype=torch.int64)
+        if self.compression == "int8":
+            payload["keys"], payload["values"] = decompress(payload, held, self.shape.torch_dtype)
         return ChunkBatch(
-            embeddings=embeddings,
-            keys=keys,
-            values=kept,
+            embeddings=payload["embeddings"],
+            keys=payload["keys"],
+            values=payload["values"],
             starts=torch.tensor([start for _, start, _ in heads], dtype=torch.int64),
-            lengths=lengths_,
+            lengths=held,
             token_ids=payload["token_ids"],
         )
 
-    def problem(self, value: memoryview, *, checksum: bool) -> str:
-        """Return what is wrong with a payload, or nothing.
-
-        Args:
-            value: the payload.
-            checksum: whether to look at every byte, and not only at how many there are.
-        """
-        if len(value) < _HEAD.size or len(value) != self.size(_HEAD.unpack_from(value)[2]):
+    def problem(self, value: memoryview) -> str:
+        """Return what is wrong with a payload, or nothing. Looks at every byte."""
+        if not self.fits([value]):
             return f"the payload has {len(value)} bytes, which is not what its length calls for"
-        if checksum and _CHECKSUM.unpack_from(value)[0] != xxh3_64_intdigest(value[_CHECKSUM.size :]):
+        if _CHECKSUM.unpack_from(value)[0] != xxh3_64_intdigest(value[_CHECKSUM.size :]):
             return "the checksum of the payload does not match"
         return ""
+
+    def fits(self, values: Sequence[memoryview]) -> bool:
+        """Return whether all payloads have as many bytes as their lengths call for."""
+        sizes = [len(value) for value in values]
+        return min(sizes, default=_HEAD.size) >= _HEAD.size and sizes == [
+            self._fixed + self._per_token * length for _, _, length in map(_HEAD.unpack_from, values)
+        ]
 
     def _payload(self, chunks: ChunkBatch) -> dict[str, Tensor]:
         if self.compression == "int8":
@@ -201,30 +208,41 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8)
 
 
-def _copy_out(
-    section: Section,
-    column: Tensor,
-    values: Sequence[memoryview],
-    ats: list[int],
-    lengths: list[int],
-    width: int,
-) -> None:
-    """Copy one section of each payload to its row of ``column``, and move ``ats`` behind it."""
-    row_bytes = section.nbytes(width)
-    if not row_bytes:
+def _columns(sections: Sequence[Section], rows: int, width: int, *, fill: bool) -> list[Tensor]:
+    """Return room for so many rows of each section, of ``width`` tokens, with zeros in it if ``fill``.
+
+    They are parts of one allocation: the system hands out and takes back many small ones page by page, which can take
+    as long as the copy.
+    """
+    sizes = [rows * section.nbytes(width) for section in sections]
+    starts = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
+    room = (torch.zeros if fill else torch.empty)(starts[-1], dtype=torch.uint8)
+    return [
+        room[start : start + size].view(section.dtype).view(rows, *section.sized(width))
+        for section, start, size in zip(sections, starts, sizes, strict=False)
+    ]
+
+
+def _copy_rows(columns: Sequence[Tensor], values: Sequence[memoryview], at: int) -> None:
+    """Copy each value to one row of every column, ``[N, ...]``, which lie one behind the other from this place on."""
+    rooms = []
+    for column in columns:
+        if column.numel():
+            flat = column.view(-1).view(torch.uint8).numpy().data
+            size = len(flat) // len(values)
+            rooms.append((flat, size, at, at + size))
+            at += size
+    for row, value in enumerate(values):
+        for flat, size, first, last in rooms:
+            flat[row * size : row * size + size] = value[first:last]
+
+
+def _copy_short(section: Section, row: Tensor, value: memoryview, length: int) -> None:
+    """Copy a section of a chunk of ``length`` tokens to the front of a row that is wider."""
+    if not len(value):
         return
-    as_bytes = column.view(torch.uint8)
-    flat = as_bytes.view(-1).numpy().data
-    by_token = _TOKENS in section.shape
-    for row, (value, at, length) in enumerate(zip(values, ats, lengths, strict=True)):
-        if length == width or not by_token:
-            wide = row_bytes
-            flat[row * row_bytes : (row + 1) * row_bytes] = value[at : at + wide]
-        else:
-            wide = section.nbytes(length)
-            dim = section.shape.index(_TOKENS)
-            if dim == len(section.shape) - 1:
-                length *= section.dtype.itemsize
-            room = as_bytes[row].narrow(dim, 0, length)
-            room.copy_(torch.frombuffer(bytearray(value[at : at + wide]), dtype=torch.uint8).view(room.shape))
-        ats[row] = at + wide
+    if _TOKENS in section.shape:
+        row = row.narrow(section.shape.index(_TOKENS), 0, length)
+    room = row.view(torch.uint8)
+    # The bytes of a small value lie anywhere, so that they are no numbers yet.
+    room.copy_(torch.frombuffer(bytearray(value), dtype=torch.uint8).view(room.shape))

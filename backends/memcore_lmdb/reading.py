@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+from xxhash import xxh3_64_intdigest
 
 from memcore.chunk import ChunkBatch
-from memcore_lmdb.blocks import ID, ROW, damaged_entries, read_vectors
+from memcore_lmdb.blocks import CHECKSUM, ROW, check_vectors
 from memcore_lmdb.checks import Checks
-from memcore_lmdb.format import PAYLOAD, id_key
+from memcore_lmdb.format import PAYLOAD, VECTORS, id_key
 from memcore_lmdb.namespace import Namespace
 from memcore_lmdb.payload import raise_damaged
 
@@ -31,42 +31,70 @@ def read_chunks(txn: Any, namespace: Namespace, ids: Tensor, checks: Checks) -> 
     """
     rows = namespace.rows(ids)
     wanted: list[int] = ids.tolist()
-    number, layout = namespace.record.number, namespace.layout
-    committed = [id for id in wanted if id < namespace.record.next_id]
-    due = checks.due(number, committed)
+    # Staged chunks came after all others.
+    staged_from = namespace.record.next_id
+    committed = wanted
+    if len(namespace.staged):
+        committed = [id for id in wanted if id < staged_from]
+        rows = rows[ids < staged_from]
+    due = checks.due(namespace.record.number, committed)
 
-    values: dict[int, memoryview] = {}
-    for key, value in txn.cursor().getmulti([id_key(PAYLOAD, number, id) for id in committed]):
-        values[int.from_bytes(key[9:], "big")] = value
-    for id in committed:
-        problem = "the payload is missing"
-        if id in values:
-            problem = layout.problem(values[id], checksum=id in due)
-        raise_damaged(namespace.record.name, id, problem)
-    payloads = [values[id] if id in values else namespace.staged.payloads[id] for id in wanted]
-
-    embeddings = _read_embeddings(txn, namespace, wanted, rows, due)
-    batch = layout.decode(payloads, embeddings, namespace.width)
-    checks.passed(number, due)
+    payloads = _read_payloads(txn, namespace, committed, due)
+    vectors = _read_vectors(txn, namespace, committed, rows, due)
+    if len(committed) < len(wanted):
+        staged, found = namespace.staged, iter(zip(payloads, vectors, strict=True))
+        both = [next(found) if id < staged_from else (staged.payloads[id], staged.vector(id)) for id in wanted]
+        payloads, vectors = [payload for payload, _ in both], [vector for _, vector in both]
+    batch = namespace.layout.decode(payloads, vectors, namespace.width)
+    checks.passed(namespace.record.number, due)
     return batch
 
 
-def _read_embeddings(txn: Any, namespace: Namespace, wanted: list[int], rows: Tensor, due: set[int]) -> Tensor:
-    shape = namespace.record.shape
-    embeddings = torch.empty(len(wanted), shape.vectors, shape.size)
-    first = 0
-    for block in namespace.blocks:
-        places = ((rows >= first) & (rows < first + len(block))).nonzero().flatten()
-        if len(places):
-            entries = block.entries[rows[places] - first]
-            vectors = read_vectors(txn, namespace.record.number, block, shape, namespace.where)
-            embeddings[places] = vectors[entries[:, ROW]]
-            unchecked = [place for place, id in enumerate(entries[:, ID].tolist()) if id in due and not block.checked]
-            if unchecked:
-                for id in damaged_entries(vectors, entries[unchecked]):
-                    raise_damaged(namespace.record.name, id, "the checksum of the embeddings does not match")
-        first += len(block)
-    staged = (rows >= first).nonzero().flatten()
-    if len(staged):
-        embeddings[staged] = namespace.staged.vectors([wanted[place] for place in staged.tolist()])
-    return embeddings
+def _read_payloads(txn: Any, namespace: Namespace, ids: list[int], due: set[int]) -> list[memoryview]:
+    """Return the payloads of committed chunks, ``due`` being the ids to check."""
+    number, layout, name = namespace.record.number, namespace.layout, namespace.record.name
+    keys = [id_key(PAYLOAD, number, id) for id in ids]
+    found = txn.cursor().getmulti(keys)
+    if len(found) < len(keys):
+        there = {bytes(key) for key, _ in found}
+        raise_damaged(
+            name, next(id for id, key in zip(ids, keys, strict=True) if key not in there), "its payload is missing"
+        )
+    payloads = [value for _, value in found]
+    whole = layout.fits(payloads)
+    if due or not whole:
+        for id, payload in zip(ids, payloads, strict=True):
+            if id in due or not whole:
+                raise_damaged(name, id, layout.problem(payload))
+    return payloads
+
+
+def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, due: set[int]) -> list[memoryview]:
+    """Return the embeddings of committed chunks, as bytes.
+
+    Args:
+        txn: to read from.
+        namespace: as it is in this transaction.
+        ids: of the chunks.
+        rows: their places in ``namespace.entries``.
+        due: ids to check.
+    """
+    if not ids:
+        return []
+    shape, number = namespace.record.shape, namespace.record.number
+    size = shape.vectors * shape.size * 4
+    entries = namespace.entries[rows]
+    places = namespace.block_numbers(rows)
+    values = {}
+    for place in set(places):
+        block = namespace.blocks[place]
+        value = txn.get(id_key(VECTORS, number, block.first))
+        check_vectors(value, block, shape, namespace.where)
+        values[place] = value
+    starts = (entries[:, ROW] * size).tolist()
+    vectors = [values[place][start : start + size] for place, start in zip(places, starts, strict=True)]
+    if due:
+        for id, vector, checksum in zip(ids, vectors, entries[:, CHECKSUM].tolist(), strict=True):
+            if id in due and xxh3_64_intdigest(vector) != checksum % (1 << 64):
+                raise_damaged(namespace.record.name, id, "the checksum of the embeddings does not match")
+    return vectors

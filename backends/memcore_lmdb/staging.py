@@ -56,10 +56,12 @@ class StagedChunks:
         """Remove a chunk. Its memory is free after the next commit."""
         del self.payloads[id], self.lengths[id], self._rows[id]
 
-    def vectors(self, ids: Sequence[int] | None = None) -> Tensor:
-        """Return the embeddings of these chunks, or of all: ``[M, V, E]``."""
-        if ids is None:
-            if len(self) == self._used:
-                return self._vectors[: self._used]
-            ids = self.ids
-        return self._vectors[torch.tensor([self._rows[id] for id in ids], dtype=torch.int64)]
+    def vectors(self) -> Tensor:
+        """Return the embeddings of all chunks: ``[M, V, E]``."""
+        if len(self) == self._used:
+            return self._vectors[: self._used]
+        return self._vectors[torch.tensor(list(self._rows.values()), dtype=torch.int64)]
+
+    def vector(self, id: int) -> memoryview:
+        """Return the embeddings of one chunk, as bytes."""
+        return self._vectors[self._rows[id]].view(-1).view(torch.uint8).numpy().data
