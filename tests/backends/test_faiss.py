@@ -182,7 +182,7 @@ def test_the_thread_count_of_others_is_left_alone(index: str) -> None:
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(7)
-        backend = open_backend(index=index, threads=2)
+        backend = open_backend(index=index, threads=1)
         ids = backend.store("a", large(300))
         backend.retrieve("a", QUERIES, 8)
         backend.evict("a", ids[:10])
