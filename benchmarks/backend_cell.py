@@ -55,6 +55,8 @@ class Cell:
         batches: chunks per store and queries per retrieve, each measured on its own.
         tokens: per chunk, of one head with 64 numbers in bfloat16: 256 bytes each for key and value.
         seconds: about how long to repeat what can be repeated.
+        clock: ``"wall"``, or ``"cpu"`` for a machine that is busy with something else: the time that this process
+            ran, which leaves out waiting for a disk, too.
         folder: for files.
     """
 
@@ -64,6 +66,7 @@ class Cell:
     batches: list[int]
     tokens: int
     seconds: float
+    clock: str
     folder: str
 
 
@@ -146,9 +149,9 @@ class Bench:
                 if finish_each:
                     raw.finish()
 
-            yield size, last - first, *in_turn(store_ours, store_raw, turn)
+            yield size, last - first, *in_turn(store_ours, store_raw, turn, self.cell.clock)
         if not finish_each:
-            yield sizes[0], 0, *in_turn(lambda: self.finish(ours), raw.finish, 0)
+            yield sizes[0], 0, *in_turn(lambda: self.finish(ours), raw.finish, 0, self.cell.clock)
 
     def finish(self, backend: MemoryBackend) -> None:
         """Do what is left to do before a search can be answered at once, or a crash loses nothing."""
@@ -202,7 +205,7 @@ class Bench:
                 for call in range(calls):
                     ways[at](asked[call % len(asked)])
 
-            return timed(run) / calls / size
+            return max(timed(run, self.cell.clock), 1e-9) / calls / size
 
         calls = []
         for at in range(len(ways)):
@@ -236,19 +239,20 @@ def always_take_new_memory() -> None:
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, which would otherwise rise by and by
 
 
-def in_turn(ours: Callable[[], object], raw: Callable[[], object], turn: int) -> tuple[float, float]:
+def in_turn(ours: Callable[[], object], raw: Callable[[], object], turn: int, clock: str) -> tuple[float, float]:
     """Run both, the other one first every second time; return the seconds of each."""
     if turn % 2:
-        other = timed(raw)
-        return timed(ours), other
-    return timed(ours), timed(raw)
+        other = timed(raw, clock)
+        return timed(ours, clock), other
+    return timed(ours, clock), timed(raw, clock)
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], clock: str) -> float:
     """Return the seconds that a call takes."""
-    begun = time.perf_counter()
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    begun = now()
     run()
-    return time.perf_counter() - begun
+    return now() - begun
 
 
 def compared(rows: list[tuple[float, ...]], places: dict[str, int]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Reads:
         tokens: per chunk, of 4 heads with 64 numbers in bfloat16: 512 bytes each for key and value.
         fetched: chunks per fetch.
         seconds: for how long, per way of checking.
+        clock: as for ``backend_cell.Cell``.
         folder: for files.
     """
 
@@ -43,6 +44,7 @@ class Reads:
     tokens: int
     fetched: int
     seconds: float
+    clock: str
     folder: str
 
 
@@ -71,10 +73,12 @@ def measure(reads: Reads) -> dict[str, Any]:
     results = {}
     for verify, words in CHECKS.items():
         with cls(structure_options(cls.Options, {"path": path, "read_only": True, "verify": verify})) as backend:
-            begun = time.perf_counter()
-            for part in ids.split(reads.fetched):
-                backend.fetch(SPACE, part)
-            first = time.perf_counter() - begun
+
+            def fetch_all(backend: Any = backend) -> None:
+                for part in ids.split(reads.fetched):
+                    backend.fetch(SPACE, part)
+
+            first = timed(fetch_all, reads.clock)
             results[words] = _in_turn(backend, mapped, ids, picks, reads)
             results[words]["first"] = reads.count * payload[0].nbytes / first
     return {"chunk_bytes": payload[0].nbytes, "reads": results}
@@ -100,7 +104,7 @@ def _in_turn(backend: Any, mapped: Tensor, ids: Tensor, picks: Tensor, reads: Re
             lambda some=some: [backend.fetch(SPACE, ids[pick]) for pick in some],
             lambda some=some: list(map(copy, some)),
         ]
-        times = {way: timed(ways[way]) / len(some) / size for way in ((0, 1) if len(rows) % 2 else (1, 0))}
+        times = {way: timed(ways[way], reads.clock) / len(some) / size for way in ((0, 1) if len(rows) % 2 else (1, 0))}
         rows.append((times[0], times[1]))
     return compared(rows, {"ours": 0, "raw": 1})
 
