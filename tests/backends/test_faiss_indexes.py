@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -344,4 +346,19 @@ class TestOnGpu:
         first, second = gpu(index), gpu(index)
         assert first._gpu_engine is not None
         assert second._gpu_engine is not None
-        assert first._gpu_engine._shared is second._gpu_engine._shared
+        assert first._gpu_engine.shared is second._gpu_engine.shared
+
+
+def test_resources_of_a_gpu_are_made_once_and_their_memory_grows() -> None:
+    if not installation().has_gpu:
+        pytest.skip(f"needs a faiss with GPU support: {installation()}")
+    code = """
+from memcore_faiss.gpu_engine import shared_on
+first = shared_on(0, 100)
+for asked, kept in ((50, 100), (200, 200)):
+    assert shared_on(0, asked) is first
+    assert first.temp_memory == kept
+assert shared_on(1, 10).resources is not first.resources
+"""
+    # In a process of its own: importing the module changes faiss's classes.
+    subprocess.run([sys.executable, "-c", code], check=True)
