@@ -37,7 +37,7 @@ test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slo
 # the CPU where there is no GPU; the tests that need one are skipped.
 test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
 	@$(MAKE) --no-print-directory VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
-	@.venv-faiss-gpu/bin/python -m pytest tests/backends/test_faiss.py $(ARGS)
+	@.venv-faiss-gpu/bin/python -m pytest tests/backends/test_faiss.py tests/backends/test_faiss_indexes.py $(ARGS)
 
 lint: $(VENV)/.has-dev ## ruff and strict mypy
 	@$(BIN)/ruff check $(SOURCES)

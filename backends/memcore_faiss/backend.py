@@ -56,6 +56,11 @@ class FaissBackend(InMemoryBackend):
             self._gpu_engine = GpuEngine(self.gpu, own.temp_memory)
         _log.info("%s", self.describe())
 
+    @classmethod
+    def about(cls) -> str:
+        """Return which faiss is installed and what it was built for."""
+        return str(installation())
+
     def describe(self) -> str:
         """Return which index is searched where, and by which faiss, in a line."""
         place = "the CPU" if self.gpu is None else f"GPU {self.gpu}"

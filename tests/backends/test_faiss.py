@@ -284,3 +284,8 @@ def join(first: ChunkBatch, second: ChunkBatch) -> ChunkBatch:
     return type(first)(
         **{name: torch.cat((value, values[name])) for name, value in attrs.asdict(first, recurse=False).items()}
     )
+
+
+def test_the_backend_says_which_faiss_it_is() -> None:
+    assert faiss.__version__ in FaissBackend.about()
+    assert "built for" in FaissBackend.about()
