@@ -74,6 +74,7 @@ class ChunkTable:
         on_cpu = self.device.type == "cpu"
         self.pin_memory = on_cpu and (torch.cuda.is_available() if pin_memory is None else pin_memory)
         self._columns: dict[str, Tensor] = {}
+        self._views: dict[str, Tensor] = {}
         self._payload = Slots(self.device, BY_TOKEN)
         self._dtype: torch.dtype | None = None
         self._count = 0
@@ -85,7 +86,7 @@ class ChunkTable:
     @property
     def ids(self) -> Tensor:
         """``[N]`` int64 on the CPU, ascending: the id of each row. Not to be written to, stale at the next change."""
-        return self._columns["ids"][: self._count] if self._columns else torch.empty(0, dtype=torch.int64)
+        return self._view("ids") if self._columns else torch.empty(0, dtype=torch.int64)
 
     @property
     def next_id(self) -> int:
@@ -106,7 +107,7 @@ class ChunkTable:
         """
         if not self._columns:
             raise BackendError("a table without chunks has no embeddings")
-        return self._columns["embeddings"][: self._count]
+        return self._view("embeddings")
 
     @property
     def nbytes(self) -> int:
@@ -147,6 +148,7 @@ class ChunkTable:
             self._columns["ids"][self._count : total] = new
             self._columns["slots"][self._count : total] = self._payload.put(payload)
         self._count = total
+        self._views.clear()
         self._next_id += count
         return new
 
@@ -213,6 +215,7 @@ class ChunkTable:
             for column in self._columns.values():
                 column[first : first + moved.numel()].copy_(column.index_select(0, moved.to(column.device)))
             self._count -= removed.numel()
+            self._views.clear()
             self._payload.free(gone)
         return removed
 
@@ -265,6 +268,13 @@ class ChunkTable:
         if not all_finite(queries):
             raise BackendError("queries must be finite, got NaN or infinity")
         return queries.detach().to(self.device)
+
+    def _view(self, name: str) -> Tensor:
+        """Return the rows of a column that are in use; made once, as making it takes longer than a short search."""
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = self._columns[name][: self._count]
+        return view
 
     def _check(self, chunks: ChunkBatch) -> None:
         if self._dtype is not None:

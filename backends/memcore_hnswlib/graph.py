@@ -80,7 +80,7 @@ class HnswlibVectors(VectorIndex):
             # Graphs of many equal vectors can fall apart, and too few can be reached from the entry point.
             return None
         # hnswlib's distance is one less the product.
-        return Found(torch.from_numpy(labels.view(np.int64)), 1 - torch.from_numpy(distances))
+        return Found(torch.from_numpy(labels.view(np.int64)), torch.from_numpy(1 - distances))
 
     def clear(self) -> None:
         """Let go of the graph."""
