@@ -21,7 +21,9 @@ def record_name(namespace: str) -> str:
 def pack(view: View, clock: int) -> bytes:
     """Write a view of one shelf as safetensors."""
     last_used, retrievals = view.usage[:, : len(view)]
-    highest = int(view.backend_ids[-1]) if len(view) else -1
+    (shelf,) = view.parts
+    held = shelf.backend.ids(shelf.name)  # with those that this view has forgotten and another still reads
+    highest = int(held[-1]) if held.numel() else -1
     return save(
         {
             "ids": view.ids.contiguous(),

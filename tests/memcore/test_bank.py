@@ -500,6 +500,20 @@ def test_what_a_fork_forgot_does_not_come_back() -> None:
     assert backend.count("a") == 4
 
 
+def test_the_newest_that_were_taken_back_do_not_come_back() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(3))
+    bank.fork("a", "~question")
+    bank.store("a", make_chunks(2, seed=1, start=100))
+    bank.truncate("a", 3)
+    bank.flush()  # and then the process is killed
+    again, _ = make_bank(backend=backend)
+    assert again.ids("a").tolist() == [0, 1, 2]
+    assert backend.count("a") == 3
+    assert again.next_id("a") == 5
+
+
 def test_temporary_namespaces_are_not_kept() -> None:
     backend = Persistent()
     bank, _ = make_bank(backend=backend)
