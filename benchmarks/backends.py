@@ -10,7 +10,7 @@ search. What the raw side is in each case, ``raw_libraries.py`` says.
 
 Each cell is measured in a process of its own, and with ``--json`` written down when it is done; started again with the
 same settings, the rest is measured. ``--cpu`` pins the processes to one core. ``--clock cpu`` counts the time that a
-process runs, for machines that do something else as well; only ``lmdb``, which waits for the disk, keeps the wall clock.
+process runs, for machines that do something else as well; ``lmdb`` waits for the disk and keeps to the wall clock.
 """
 
 from __future__ import annotations

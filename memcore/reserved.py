@@ -41,4 +41,4 @@ def reserve(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> T
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE, _SMALL)
-    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(tuple(shape))
