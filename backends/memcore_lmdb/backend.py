@@ -23,6 +23,7 @@ from memcore.errors import (
     ReadOnlyError,
     UnknownNamespaceError,
 )
+from memcore_lmdb.arena import Arena
 from memcore_lmdb.catalogue import Catalogue
 from memcore_lmdb.checks import Checks
 from memcore_lmdb.copying import clear_unfinished, copy_namespace
@@ -70,6 +71,7 @@ class LmdbBackend(PersistentBackend):
         self._pid = os.getpid()
         self._closed = False
         self._overlay = Overlay()
+        self._arena = Arena(options.write_buffer)
         self._checks = Checks(options.verify)
         self._environment, release = _open(options)
         self._catalogue = Catalogue()
@@ -85,10 +87,11 @@ class LmdbBackend(PersistentBackend):
         """Add chunks: see :meth:`memcore.backend.MemoryBackend.store`."""
         with self._writing(), torch.no_grad():
             state = self._find(namespace) or Namespace.new(namespace, chunks, self._options.compression)
-            payloads = state.encode(chunks)
-            size = sum(map(len, payloads)) + chunks.embeddings.nbytes
+            state.check(chunks)
+            size = state.layout.nbytes(len(chunks), int(chunks.lengths.sum()))
             if self._make_room(size):
                 state = self._find(namespace) or state
+            payloads = state.layout.encode(chunks, self._arena)
             ids = self._edit(namespace, state).stage(payloads, chunks)
             self._overlay.nbytes += size
             return ids
@@ -187,6 +190,7 @@ class LmdbBackend(PersistentBackend):
             for number in self._overlay.dropped:
                 self._checks.forget(number)
             self._overlay = Overlay()
+            self._arena.reset()
             for namespace in committed:
                 self._catalogue.put(namespace)
 

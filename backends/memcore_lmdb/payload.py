@@ -6,7 +6,7 @@ import itertools
 import math
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import torch
@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
 from memcore.compression import compress, decompress
 from memcore.errors import CorruptedError
+from memcore_lmdb.arena import Arena
 from memcore_lmdb.format import ChunkShape
 
 _HEAD: Final = struct.Struct("<QqI12x")
@@ -93,8 +94,8 @@ class PayloadLayout:
         vectors: int = self.shape.vectors * self.shape.size * torch.float32.itemsize
         return count * (self._fixed + vectors) + tokens * self._per_token
 
-    def encode(self, chunks: ChunkBatch) -> list[memoryview]:
-        """Return the payload of each chunk.
+    def encode(self, chunks: ChunkBatch, arena: Arena) -> list[memoryview]:
+        """Return the payload of each chunk, in memory of the arena.
 
         Raises:
             BackendError: they cannot be compressed as they should be.
@@ -105,26 +106,32 @@ class PayloadLayout:
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten()
             size = self.size(length)
-            buffer = torch.empty(len(rows), size, dtype=torch.uint8)
-            at = _HEAD.size
-            for section in self.sections:
-                part = payload[section.name]
-                if len(rows) < len(chunks):
-                    part = part[rows]
+            for some in rows.split(arena.room(size)):
+                flat = self._write(payload, some, length, arena.take(len(some) * size))
+                for at, row in enumerate(some.tolist()):
+                    value = flat[at * size : at * size + size]
+                    _HEAD.pack_into(value, 0, 0, starts[row], length)
+                    _CHECKSUM.pack_into(value, 0, xxh3_64_intdigest(value[_CHECKSUM.size :]))
+                    values[row] = value
+        return values
+
+    def _write(self, payload: dict[str, Tensor], rows: Tensor, length: int, room: Tensor) -> memoryview:
+        """Write the sections of these rows, all of this length, to where they belong in ``room``."""
+        buffer = room.view(len(rows), -1)
+        # As a rule all chunks of a batch have one length, and their rows are not gathered but cut out.
+        first, last = int(rows[0]), int(rows[-1])
+        chosen: Any = slice(first, last + 1) if last - first + 1 == len(rows) else rows
+        at = _HEAD.size
+        for section in self.sections:
+            wide = section.nbytes(length)
+            if wide:
+                part = payload[section.name][chosen]
                 if _TOKENS in section.shape:
                     part = part.narrow(1 + section.shape.index(_TOKENS), 0, length)
-                wide = section.nbytes(length)
-                if wide:
-                    part = _as_bytes(part)
-                    buffer[:, at : at + wide].view(part.shape).copy_(part)
-                at += wide
-            flat = buffer.view(-1).numpy().data
-            for place, row in enumerate(rows.tolist()):
-                value = flat[place * size : (place + 1) * size]
-                _HEAD.pack_into(value, 0, 0, starts[row], length)
-                _CHECKSUM.pack_into(value, 0, xxh3_64_intdigest(value[_CHECKSUM.size :]))
-                values[row] = value.toreadonly()
-        return values
+                part = _as_bytes(part)
+                buffer[:, at : at + wide].view(part.shape).copy_(part)
+            at += wide
+        return room.numpy().data
 
     def decode(self, values: Sequence[memoryview], vectors: Sequence[memoryview], width: int) -> ChunkBatch:
         """Copy chunks out into a batch.

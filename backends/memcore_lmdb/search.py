@@ -9,7 +9,7 @@ from torch import Tensor
 
 from memcore.chunk import NO_CHUNK, SearchResult
 from memcore.errors import CorruptedError
-from memcore_lmdb.blocks import ID, ROW, damaged_entries, read_vectors
+from memcore_lmdb.blocks import ID, ROW, Block, damaged_entries, read_vectors
 from memcore_lmdb.checks import Checks
 from memcore_lmdb.namespace import Namespace
 
@@ -34,27 +34,34 @@ def search(txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: 
         CorruptedError: embeddings are damaged.
     """
     best = _Best(len(queries), top_k)
-    for block in namespace.blocks:
-        if not len(block):
-            continue
-        vectors = read_vectors(txn, namespace.record.number, block, namespace.record.shape, namespace.where)
-        if checks.block_due(block.checked):
-            damaged = damaged_entries(vectors, block.entries)
-            if damaged:
-                shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-                raise CorruptedError(
-                    f"{namespace.where}, chunk {shown}: the checksum of the embeddings does not match, so nothing can "
-                    "be searched for here; evict it, or restore the memory from a copy"
-                )
-            block.checked = True
-        scores = _score(vectors, queries)
-        if len(block) < block.rows:
-            scores = scores[:, block.entries[:, ROW]]
-        best.add(block.entries[:, ID], scores)
-    if len(namespace.staged):
-        ids = torch.tensor(namespace.staged.ids, dtype=torch.int64)
-        best.add(ids, _score(namespace.staged.vectors(), queries))
+    # Autocast would compute the products in half precision.
+    with torch.autocast("cpu", enabled=False):
+        for block in namespace.blocks:
+            if not len(block):
+                continue
+            vectors = read_vectors(txn, namespace.record.number, block, namespace.record.shape, namespace.where)
+            if checks.block_due(block.checked):
+                _check(vectors, block, namespace.where)
+            scores = _score(vectors, queries)
+            if len(block) < block.rows:
+                scores = scores[:, block.entries[:, ROW]]
+            best.add(block.entries[:, ID], scores)
+        if len(namespace.staged):
+            ids = torch.tensor(namespace.staged.ids, dtype=torch.int64)
+            best.add(ids, _score(namespace.staged.vectors(), queries))
     return best.result()
+
+
+def _check(vectors: Tensor, block: Block, where: str) -> None:
+    """Compare the checksums of a block, and remember that they match."""
+    damaged = damaged_entries(vectors, block.entries)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        raise CorruptedError(
+            f"{where}, chunk {shown}: the checksum of the embeddings does not match, so nothing can be searched for "
+            "here; evict it, or restore the memory from a copy"
+        )
+    block.checked = True
 
 
 def _score(vectors: Tensor, queries: Tensor) -> Tensor:
@@ -69,12 +76,10 @@ def _score(vectors: Tensor, queries: Tensor) -> Tensor:
     """
     scores = queries.new_empty(len(queries), len(vectors))
     step = max(1, _TILE // max(1, len(queries) * vectors.shape[1]))
-    # Autocast would compute the products in half precision.
-    with torch.autocast("cpu", enabled=False):
-        for first in range(0, len(vectors), step):
-            part = vectors[first : first + step]
-            products = (queries @ part.flatten(0, 1).T).view(len(queries), *part.shape[:2])
-            torch.amax(products, dim=2, out=scores[:, first : first + step])
+    for first in range(0, len(vectors), step):
+        part = vectors[first : first + step]
+        products = (queries @ part.flatten(0, 1).T).view(len(queries), *part.shape[:2])
+        torch.amax(products, dim=2, out=scores[:, first : first + step])
     return scores
 
 

@@ -544,3 +544,16 @@ def test_a_float8_payload_is_kept_bit_for_bit(tmp_path: Path) -> None:
         ids = backend.store("a", attrs.evolve(small, lengths=torch.full((3,), 3)))
         backend.flush()
         assert torch.equal(backend.fetch("a", ids).keys.view(torch.uint8), small.keys.view(torch.uint8))
+
+
+def test_memory_of_what_was_committed_is_used_again_and_given_back(tmp_path: Path) -> None:
+    chunks = make_chunks(200, width=256, key_size=64, value_size=64)
+    with open_at(tmp_path, write_buffer=16 << 20) as backend:
+        ids = backend.store("a", chunks)
+        backend.flush()
+        kept = backend._arena._slabs[0].data_ptr()
+        assert 0 < sum(slab.nbytes for slab in backend._arena._slabs) <= 16 << 20
+        more = backend.store("a", make_chunks(2, seed=1, width=256, key_size=64, value_size=64))
+        assert backend._arena._slabs[0].data_ptr() == kept
+        assert_same_chunks(backend.fetch("a", ids), chunks)
+        assert_same_chunks(backend.fetch("a", more), make_chunks(2, seed=1, width=256, key_size=64, value_size=64))
