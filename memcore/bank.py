@@ -181,6 +181,9 @@ class MemoryBank:
         if width < top_k:
             raise ConfigError(f"candidates must be at least top_k = {top_k}, got {width}")
         view = self._find(namespace)
+        if view is not None and self.read_only:
+            with torch.inference_mode(False):
+                self._shelves.miss_what_is_gone(view)
         if view is None or not len(view):
             return None
         rows, chunks, result = recall(view, queries, top_k, width, rescore)
@@ -283,10 +286,21 @@ class MemoryBank:
         return 0 if view is None else view.next_id
 
     @_locked
-    def reload(self, namespace: str) -> None:
-        """Look at a namespace anew, if the backend is read-only and another process may have written to it."""
-        if self.read_only and not namespace.startswith(TEMPORARY) and namespace in self._views:
+    def reload(self, namespace: str, next_id: int | None = None) -> None:
+        """Look at a namespace anew, if the backend is read-only and another process may have written to it.
+
+        Args:
+            namespace: what to look at.
+            next_id: show no chunks with this id or a larger one; None to show all that there are.
+        """
+        if not self.read_only or namespace.startswith(TEMPORARY):
+            return
+        if namespace in self._views:
             self._shelves.leave(self._views.pop(namespace))
+        view = self._find(namespace)
+        if view is not None and next_id is not None:
+            with torch.inference_mode(False):
+                view.keep(view.ids < next_id)
 
     @_locked
     def count(self, namespace: str) -> int:
@@ -331,18 +345,20 @@ class MemoryBank:
 
     @_locked
     def close(self) -> None:
-        """Flush and close the backend. Calling it again does nothing; other calls raise ClosedError."""
+        """Flush and close the backend. Calling it again does nothing; other calls raise ClosedError.
+
+        Raises:
+            BackendError: it cannot be flushed; the bank is open still, and closing can be tried again.
+        """
         if self._closed:
             return
-        try:
-            for name in [name for name in self._views if name.startswith(TEMPORARY)]:
-                self.drop(name)
-            self._settle()
-        finally:
-            self._closed = True
-            self._views.clear()
-            self._shelves.backend.close()
-            self.backend.close()
+        for name in [name for name in self._views if name.startswith(TEMPORARY)]:
+            self.drop(name)
+        self._settle()
+        self.backend.close()
+        self._shelves.backend.close()
+        self._closed = True
+        self._views.clear()
 
     def _drop_discarded(self) -> None:
         while self._discarded and not self._closed:

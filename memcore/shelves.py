@@ -90,10 +90,14 @@ class Shelves:
             new = self.backend.ids(name).cpu()
         else:
             rows = torch.arange(begin, len(view)).split(_BATCH)
-            new = torch.cat(
-                [torch.empty(0, dtype=torch.int64)]
-                + [self.backend.store(name, fetch(view, some)).cpu() for some in rows if some.numel()]
-            )
+            try:
+                new = torch.cat(
+                    [torch.empty(0, dtype=torch.int64)]
+                    + [self.backend.store(name, fetch(view, some)).cpu() for some in rows if some.numel()]
+                )
+            except BaseException:
+                self.backend.drop(name)
+                raise
         left, view.parts = view.parts[first:], [*view.parts[:first], shelf]
         view.backend_ids = torch.cat((view.backend_ids[:begin], new))
         view.part = view.part.clamp(max=first)
@@ -144,6 +148,18 @@ class Shelves:
             else:
                 shelf.ragged = True
         view.keep(~gone)
+
+    def miss_what_is_gone(self, view: View) -> None:
+        """Take from a view what another process has evicted from shelves that can only be read."""
+        for part, shelf in enumerate(view.parts):
+            if shelf.backend is self.backend:
+                continue
+            begin, end = view.span(part)
+            known, held = view.backend_ids[begin:end], shelf.backend.ids(shelf.name).cpu()
+            if not torch.equal(known, held):
+                there = torch.ones(len(view), dtype=torch.bool)
+                there[begin:end] = torch.isin(known, held)
+                view.keep(there)
 
 
 def _is_misplaced(name: str, view: View) -> bool:

@@ -13,7 +13,15 @@ from memcore.backend import Damage, MemoryBackend, PersistentBackend
 from memcore.bank import MemoryBank
 from memcore.bank_hooks import NO_HOOKS
 from memcore.chunk import ChunkBatch, SearchResult
-from memcore.errors import ChunkShapeError, ClosedError, ConfigError, CorruptedError, PluginError, ReadOnlyError
+from memcore.errors import (
+    BackendError,
+    ChunkShapeError,
+    ClosedError,
+    ConfigError,
+    CorruptedError,
+    PluginError,
+    ReadOnlyError,
+)
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.testing import assert_same_chunks, make_chunks, select
@@ -586,6 +594,83 @@ def test_a_read_only_bank_sees_what_another_adds_when_it_looks_anew() -> None:
     assert len(found) == 2
     reader.reload("a")
     assert reader.count("a") == 8
+
+
+def test_a_read_only_bank_shows_what_was_there_before_an_id() -> None:
+    backend = Persistent()
+    writer, _ = make_bank(backend=backend)
+    writer.store("a", make_chunks(5))
+    writer.flush()
+    backend.read_only = True
+    reader, _ = make_bank(backend=backend)
+    reader.reload("a", 3)
+    assert reader.ids("a").tolist() == [0, 1, 2]
+    found = reader.retrieve("a", QUERIES, 3)
+    assert found is not None
+    assert found.ids.tolist() == [0, 1, 2]
+
+
+def test_a_read_only_bank_misses_what_another_evicts() -> None:
+    backend = Persistent()
+    writer, _ = make_bank(backend=backend)
+    writer.store("a", make_chunks(4))
+    writer.flush()
+    backend.read_only = True
+    reader, _ = make_bank(backend=backend)
+    reader.fork("a", "~question")
+    reader.store("~question", make_chunks(1, seed=1, start=50))
+    assert reader.count("a") == 4
+    backend.store("a", make_chunks(2, seed=2, start=90))
+    backend.evict("a", torch.tensor([1, 2]))
+    for name, left in (("a", [0, 3]), ("~question", [0, 3, 4])):
+        for top_k in (2, 5):
+            found = reader.retrieve(name, QUERIES[:1], top_k)
+            assert found is not None
+            assert len(found) == min(top_k, len(left))
+            assert set(found.ids.tolist()) <= set(left)
+
+
+def test_a_bank_that_cannot_be_flushed_stays_open() -> None:
+    class Full(Persistent):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                raise BackendError("no room")
+
+    backend = Full()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(2))
+    with pytest.raises(BackendError, match="no room"):
+        bank.close()
+    assert bank.count("a") == 2
+    backend.full = False
+    bank.close()
+    assert bank.closed
+
+
+def test_nothing_is_left_of_a_move_that_failed() -> None:
+    class Failing(Persistent):
+        fails_after = 1000
+
+        def store(self, namespace: str, chunks: ChunkBatch) -> torch.Tensor:
+            self.fails_after -= 1
+            if self.fails_after < 0:
+                raise BackendError("no room")
+            return super().store(namespace, chunks)
+
+    backend = Failing()
+    bank, _ = make_bank(backend=backend)
+    bank.store("a", make_chunks(300))
+    bank.fork("a", "b")
+    bank.store("a", make_chunks(300, seed=1, start=5000))  # so that b is moved chunk by chunk, in two batches
+    backend.fails_after = 1
+    with pytest.raises(BackendError, match="no room"):
+        bank.flush()
+    assert backend.namespaces() == ["a"]
+    backend.fails_after = 1000
+    bank.flush()
+    assert {name: backend.count(name) for name in backend.namespaces()} == {"a": 600, "b": 300}
 
 
 def test_what_is_discarded_in_the_middle_of_a_call_goes_after_it() -> None:
