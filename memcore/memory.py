@@ -12,7 +12,7 @@ from torch import Tensor
 from memcore.bank import MemoryBank
 from memcore.cache import MemoryCache
 from memcore.config import MemoryConfig
-from memcore.errors import ConfigError
+from memcore.errors import BackendError, ConfigError
 from memcore.memory_layer import Recalled
 from memcore.options import structure_options
 from memcore.plugin_hooks import PluginHooks
@@ -87,13 +87,14 @@ class Memory:
         )
         self.config = config
         self.text_config = text_config
+        made, forgets = embedder(embedder_options), policy()
+        # Last of what can fail: an open backend may keep others out.
         self.bank = MemoryBank(
             backend(options),
-            policy(),
+            forgets,
             capacity=None if config.capacity is None else config.capacity // config.chunk_size,
             hooks=PluginHooks(),
         )
-        made = embedder(embedder_options)
         self.layer_setups = [
             LayerSetup(
                 index=index,
@@ -159,7 +160,16 @@ class Memory:
         self.bank.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
-        """A copied model gets an empty memory of its own."""
+        """A copied model gets an empty memory of its own.
+
+        Raises:
+            BackendError: this one is on disk, where there is room for one writer.
+        """
+        if self.bank.persistent and not self.bank.read_only:
+            raise BackendError(
+                f"a model whose memory is on disk cannot be copied: two would write to {self.config.backend_options}; "
+                "memcore.unwrap() it first, and wrap the copy with a path of its own"
+            )
         twin = Memory(self.config, self.text_config, self._geometries)
         memo[id(self)] = twin
         return twin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import torch
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens in all)."""
+
+_WANTED: Final = "num_return_sequences"
 
 
 def load_model(name: str, *, device: str = "", dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -82,12 +84,24 @@ def answer(
         cache: ``past_key_values``, which is used up.
         max_new_tokens: longest answer.
         **generation: more arguments of ``generate()``.
+
+    Raises:
+        UnsupportedInputError: there is no question, or more than one sequence is to be returned.
     """
+    if not question.numel():
+        raise UnsupportedInputError("there is nothing to ask: the question has no tokens")
     begun = time.perf_counter()
+    settings: Any = generation.get("generation_config") or model.generation_config
+    beams, wanted = (generation.get(name) or getattr(settings, name) or 1 for name in ("num_beams", _WANTED))
+    if wanted > 1:
+        raise UnsupportedInputError(f"an answer is one sequence, got {_WANTED}={wanted}; ask again for another")
+    if beams > 1:
+        cache.batch_repeat_interleave(beams)
     prompt = torch.cat([each.to(model.device) for each in (read, question)], dim=1)
     if tokenizer is not None:
         generation.setdefault("pad_token_id", tokenizer.pad_token_id)
-    generation.setdefault("do_sample", False)
+    if "generation_config" not in generation:
+        generation.setdefault("do_sample", False)
     generated: Any = model.generate(  # type: ignore[operator]
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -95,7 +109,7 @@ def answer(
         max_new_tokens=max_new_tokens,
         **generation,
     )
-    new = generated[0, prompt.shape[1] :]
+    new = getattr(generated, "sequences", generated)[0, prompt.shape[1] :]
     memory = getattr(model, "memory", None)
     return Answer(
         text="" if tokenizer is None else str(tokenizer.decode(new, skip_special_tokens=True)),

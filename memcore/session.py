@@ -118,7 +118,8 @@ class Session:
         """Read a text into the memory, after what it has read before.
 
         If this is interrupted, by an exception, Ctrl-C or a crash, the session is as of the last checkpoint, and
-        calling it again with the same text goes on from there.
+        calling it again with the same text goes on from there. With a ``capacity``, chunks that were forgotten after
+        that checkpoint stay forgotten, unless it was a crash and the backend had not committed since.
 
         Args:
             source: a text; the path of a UTF-8 file; or token ids, ``[T]`` or ``[1, T]``, which are read as they are.
@@ -164,8 +165,9 @@ class Session:
             **generation: more arguments of ``generate()``; without any the answer is the likeliest, token by token.
 
         Raises:
-            UnsupportedInputError: there is nothing to ask, or a text is asked and the session has no tokenizer.
-            SessionError: it has read nothing yet.
+            UnsupportedInputError: there is nothing to ask, or a text is asked and the session has no tokenizer; or more
+                than one sequence is to be returned.
+            SessionError: it has read nothing yet; or another handle has read on, or dropped it, in the meantime.
         """
         ids = closing(self._needs_tokenizer(), question) if isinstance(question, str) else _token_ids(question)
         return answer(
@@ -182,8 +184,10 @@ class Session:
         """Return ``past_key_values`` to go on with from what was read; it shares the memory, and leaves it as it is.
 
         Raises:
-            SessionError: it has read nothing yet.
+            SessionError: it has read nothing yet; or another handle has read on, or dropped it, in the meantime.
         """
+        if not self._memory.bank.read_only:  # what a reader shows stays as it was
+            self._check_latest()
         if self._cache is None:
             raise SessionError(f"session {self.info.name!r} has read nothing yet; ingest something first")
         return copy.deepcopy(self._cache)
@@ -231,12 +235,14 @@ class Session:
     def _load(self) -> None:
         """Become what the latest checkpoint says, and forget chunks that were stored after it."""
         store, bank = self._memory.sessions, self._memory.bank
-        saved = store.info(self.info.name)
+        saved, state = store.load(self.info.name)
+        if not bank.read_only and store.info(saved.name) != saved:  # a crash came between the two records
+            store.save(saved, state)
         self.info = attrs.evolve(saved, tokenizer_fingerprint=self.info.tokenizer_fingerprint)
         for layer in self._memory.layer_setups:
             namespace = self.info.namespace(layer.index)
             next_id = self.info.next_ids.get(str(layer.index), 0)
-            bank.reload(namespace)
+            bank.reload(namespace, next_id)
             if bank.next_id(namespace) < next_id:
                 raise CorruptedError(
                     f"session {self.info.name!r} has lost chunks: its record says {next_id} were stored in layer "
@@ -244,7 +250,6 @@ class Session:
                 )
             if not bank.read_only:
                 bank.truncate(namespace, next_id)
-        state = dict(store.state(self.info.name))
         if not state:
             self._cache, self._read = None, self._read[:, :0]
             return
@@ -253,6 +258,8 @@ class Session:
             self._cache = MemoryCache.from_state(self._memory, state, [self.info.row_name], self._model.device)
         except KeyError as error:
             raise CorruptedError(f"the state of session {self.info.name!r} lacks {error}") from error
+        if bank.read_only:  # another handle may look anew, and then the names show what is newer than this state
+            self._cache = copy.deepcopy(self._cache)
 
     def _check_same(self, made: SessionInfo) -> None:
         """Refuse a model, tokenizer or configuration that the session was not made with."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _INFO: Final = "session/"
 _STATE: Final = "session-state/"
+
+_INFO_TENSOR: Final = "info"
+"""The session's info as JSON, uint8, in the record of its state: a backend may commit the two records one by one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -131,25 +135,21 @@ class SessionStore:
             names = self.names()
             known = f"; there are {', '.join(map(repr, names))}" if names else "; there is none at all"
             raise UnknownSessionError(f"there is no session {name!r}{nearest(name, names)}{known}")
-        try:
-            values: Any = json.loads(record)
-            return structure_options(SessionInfo, values)
-        except (ValueError, ConfigError) as error:
-            raise CorruptedError(f"the record of session {name!r} cannot be read: {error}") from error
+        return _parsed(name, record)
 
-    def state(self, name: str) -> Mapping[str, Tensor]:
-        """Return the tensors that :meth:`save` was given; none if the session has read nothing yet.
+    def load(self, name: str) -> tuple[SessionInfo, dict[str, Tensor]]:
+        """Return what :meth:`save` was given last: the session and the tensors, none if it has read nothing yet.
 
         Raises:
             CorruptedError: they cannot be read.
         """
         record = self._read(_STATE + name)
-        if record is None:
-            return {}
         try:
-            return load(record)
-        except (SafetensorError, ValueError) as error:
+            state = load(record or b"")
+            info = state.pop(_INFO_TENSOR)
+        except (SafetensorError, ValueError, KeyError) as error:
             raise CorruptedError(f"the state of session {name!r} cannot be read: {error}") from error
+        return _parsed(name, info.numpy().tobytes()), state
 
     def save(self, info: SessionInfo, state: Mapping[str, Tensor]) -> None:
         """Write down a session's state and make it durable, with all its chunks so far, in one step.
@@ -157,8 +157,10 @@ class SessionStore:
         Raises:
             ReadOnlyError: the backend is read-only.
         """
-        self._write(_STATE + info.name, save(dict(state)))
-        self._write(_INFO + info.name, json.dumps(unstructure(info)).encode())
+        record = json.dumps(unstructure(info)).encode()
+        described = torch.frombuffer(bytearray(record), dtype=torch.uint8)
+        self._write(_STATE + info.name, save({**state, _INFO_TENSOR: described}))
+        self._write(_INFO + info.name, record)
         self.bank.flush()
 
     def copy(self, source: str, target: str) -> None:
@@ -169,13 +171,14 @@ class SessionStore:
             SessionError: there is a ``target`` already; drop it first.
             ReadOnlyError: the backend is read-only.
         """
-        info = self.info(source)
+        self.info(source)
+        info, state = self.load(source)
         if check_name(target) in self:
             raise SessionError(f"there is a session {target!r} already; drop it first, or choose another name")
         twin = attrs.evolve(info, name=target)
         for layer in info.next_ids:
             self.bank.fork(info.namespace(layer), twin.namespace(layer))
-        self.save(twin, self.state(source))
+        self.save(twin, state)
 
     def drop(self, name: str) -> None:
         """Forget a session, its chunks included.
@@ -185,8 +188,10 @@ class SessionStore:
             ReadOnlyError: the backend is read-only.
         """
         info = self.info(name)
-        for layer in info.next_ids:
-            self.bank.drop(info.namespace(layer))
+        for namespace in self.bank.namespaces():  # also what an interrupted reading left in layers new to the session
+            row_name, _, layer = namespace.rpartition("/layer")
+            if row_name == info.row_name and layer.isdecimal():
+                self.bank.drop(namespace)
         for record in (_INFO + name, _STATE + name):
             if self._persistent:
                 self._persistent.drop_record(record)
@@ -209,3 +214,11 @@ class SessionStore:
             self._persistent.write_record(record, value)
         else:
             self._kept[record] = value
+
+
+def _parsed(name: str, record: bytes) -> SessionInfo:
+    try:
+        values: Any = json.loads(record)
+        return structure_options(SessionInfo, values)
+    except (ValueError, ConfigError) as error:
+        raise CorruptedError(f"the record of session {name!r} cannot be read: {error}") from error

@@ -87,11 +87,11 @@ class DecoderAdapter(ModelAdapter):
         decoder = self.decoder(model)
         if not hasattr(decoder, "_memcore_memory"):
             raise NotWrappedError(f"{type(model).__name__} has no memory to take away")
+        decoder._memcore_memory.close()  # the first step, for it may fail
         if decoder._memcore_inner is None:
             del decoder.forward
         else:
             decoder.forward = decoder._memcore_inner
-        decoder._memcore_memory.close()
         model.set_attn_implementation(decoder._memcore_implementation)
         del decoder._memcore_memory, decoder._memcore_inner, decoder._memcore_implementation
         del model.memory, model._memcore_adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import attrs
 import pytest
 import torch
 from tiny_models import random_tokens, tiny_model
+from transformers import GenerationConfig
 
 import memcore
 from memcore import MemoryConfig, Session
 from memcore.errors import (
+    BackendError,
     ConfigError,
     CorruptedError,
     NotWrappedError,
@@ -93,6 +96,26 @@ def test_a_session_generates_what_generate_does() -> None:
     assert torch.equal(session.ask(QUESTION, max_new_tokens=10).token_ids, expected[0, prompt.shape[1] :])
     torch.manual_seed(0)
     assert len(session.ask(QUESTION, max_new_tokens=5, do_sample=True, temperature=2.0).token_ids) == 5
+
+
+def test_beams_share_what_was_read() -> None:
+    plain = tiny_model("llama")
+    prompt = torch.cat((IDS, QUESTION), dim=1)
+    expected = plain.generate(prompt, max_new_tokens=10, num_beams=3, do_sample=False)[0, 306:]
+    session = read(wrapped(window=400))
+    assert torch.equal(session.ask(QUESTION, max_new_tokens=10, num_beams=3).token_ids, expected)
+    model = wrapped()
+    session = read(model)
+    beams = session.ask(QUESTION, max_new_tokens=50, num_beams=3, return_dict_in_generate=True)
+    assert beams.token_ids.shape == (50,)
+    assert not [name for name in model.memory.bank.namespaces() if name.startswith("~")]
+
+
+def test_what_is_asked_for_in_a_generation_config_is_done() -> None:
+    session = read(wrapped())
+    sampled = GenerationConfig(do_sample=True, temperature=5.0, max_new_tokens=8)
+    answers = {tuple(session.ask(QUESTION, generation_config=sampled).token_ids.tolist()) for _ in range(3)}
+    assert len(answers) == 3
 
 
 def test_a_second_text_follows_the_first() -> None:
@@ -203,6 +226,8 @@ def test_nonsense_is_refused() -> None:
     session = Session(wrapped(), "book")
     with pytest.raises(SessionError, match="nothing yet"):
         session.ask(QUESTION)
+    with pytest.raises(UnsupportedInputError, match="num_return_sequences=2"):
+        read(wrapped()).ask(QUESTION, num_return_sequences=2)
     for bad, says in (
         ("a text", "without a tokenizer"),
         (Path("nowhere.txt"), "nowhere.txt"),
@@ -221,8 +246,92 @@ def test_a_handle_that_is_behind_is_refused() -> None:
     model = wrapped()
     one, two = Session(model, "book"), Session(model, "book")
     one.ingest(IDS)
-    with pytest.raises(SessionError, match="another handle"):
-        two.ingest(IDS)
+    for late in (lambda: two.ingest(IDS), lambda: two.ask(QUESTION), two.cache):
+        with pytest.raises(SessionError, match="another handle"):
+            late()
+    model.memory.sessions.drop("book")
+    with pytest.raises(UnknownSessionError):
+        one.ask(QUESTION)
+
+
+def test_nothing_is_left_of_a_session_that_was_interrupted_and_dropped(tmp_path: Path) -> None:
+    model = wrapped(**on_disk(tmp_path / "memory"))
+    interrupted_at(Session(model, "book"), 200)
+    model.memory.sessions.drop("book")
+    assert model.memory.bank.namespaces() == []
+    assert model.memory.bank.backend.record_names() == []
+    memcore.unwrap(model)
+
+
+@pytest.mark.parametrize("write_buffer", [0, 1 << 28])
+def test_a_reader_shows_the_checkpoint_it_opened(tmp_path: Path, write_buffer: int) -> None:
+    """Also if the writer has committed chunks since, and whatever another handle of the reader looks at."""
+    writer = wrapped(**on_disk(tmp_path / "memory", write_buffer=write_buffer))
+    session = read(writer)
+    expected = logits_after(writer, session)
+    reader = wrapped(**on_disk(tmp_path / "memory", read_only=True))
+    opened: list[Session] = []
+
+    def open_it(done: int, _: int) -> None:
+        if done > 100 and not opened:
+            opened.append(Session(reader, "book"))
+
+    session.ingest(random_tokens(1, 200, seed=3), progress=open_it)
+    early, late = opened[0], Session(reader, "book")
+    assert (early.tokens, late.tokens) == (300, 500)
+    assert torch.equal(logits_after(reader, early), expected)
+    assert torch.equal(logits_after(reader, late), logits_after(writer, session))
+    memcore.unwrap(reader)
+    memcore.unwrap(writer)
+
+
+def test_a_reader_does_without_what_the_writer_forgot(tmp_path: Path) -> None:
+    writer = wrapped(capacity=160, **on_disk(tmp_path / "memory"))
+    session = read(writer)
+    reader = wrapped(capacity=160, **on_disk(tmp_path / "memory", read_only=True))
+    early = Session(reader, "book")
+    session.ingest(random_tokens(1, 600, seed=3))
+    assert early.ask(QUESTION, max_new_tokens=40).token_ids.shape == (40,)
+    memcore.unwrap(reader)
+    memcore.unwrap(writer)
+
+
+def test_a_crash_between_state_and_info_loses_neither(tmp_path: Path) -> None:
+    model = wrapped(**on_disk(tmp_path / "memory"))
+    backend = model.memory.bank.backend
+    session = Session(model, "book")
+    before = backend.read_record("session/book")
+    session.ingest(IDS)
+    expected = logits_after(model, session)
+    backend.write_record("session/book", before)
+    memcore.unwrap(model)
+    model = wrapped(**on_disk(tmp_path / "memory"))
+    session = Session(model, "book")
+    assert session.tokens == 300
+    assert torch.equal(logits_after(model, session), expected)
+    session.ingest(QUESTION)
+    memcore.unwrap(model)
+
+
+def test_a_model_with_a_memory_on_disk_cannot_be_copied(tmp_path: Path) -> None:
+    model = wrapped(**on_disk(tmp_path / "memory"))
+    with pytest.raises(BackendError, match="path of its own"):
+        copy.deepcopy(model)
+    memcore.unwrap(model)
+
+
+def test_a_memory_that_cannot_be_written_stays_until_it_can(tmp_path: Path) -> None:
+    model = wrapped(**on_disk(tmp_path / "memory", max_map_size=1 << 20, map_size=1 << 20))
+    with pytest.raises(BackendError, match="full"):
+        Session(model, "book").ingest(random_tokens(1, 3000, seed=3))
+    with pytest.raises(BackendError, match="full"):
+        memcore.unwrap(model)
+    assert not model.memory.bank.closed
+    assert model.memory.sessions.names() == ["book"]
+    model.memory.bank.truncate("session/book/layer0", 0)
+    model.memory.bank.truncate("session/book/layer1", 0)
+    memcore.unwrap(model)
+    assert not hasattr(model, "memory")
 
 
 CHILD = """
