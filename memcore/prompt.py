@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from memcore.errors import UnsupportedInputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-_ANY = "Question?"
+_ANY: Final = "Question?"
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Return what is read once, whatever the question: ``[1, T]`` token ids."""
     if not tokenizer.chat_template:
         return encode(tokenizer, text.rstrip() + "\n\n", special=True)
-    return encode(tokenizer, _rendered(tokenizer, text, _ANY)[0], special=False)
+    return encode(tokenizer, _rendered(tokenizer, text)[0], special=False)
 
 
 def closing(tokenizer: PreTrainedTokenizerBase, question: str) -> Tensor:
-    """Return what is asked after that: ``[1, T]`` token ids."""
+    """Return what is asked after that: ``[1, T]`` token ids.
+
+    Raises:
+        UnsupportedInputError: the question is empty.
+    """
+    if not question.strip():
+        raise UnsupportedInputError("there is nothing to ask: the question is empty")
     if not tokenizer.chat_template:
         return encode(tokenizer, question, special=False)
-    return encode(tokenizer, _rendered(tokenizer, "Text.", question)[1], special=False)
+    return encode(tokenizer, question.strip() + _rendered(tokenizer, "Text.")[1], special=False)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> Tensor:
@@ -32,13 +40,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> T
     return ids
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, question: str) -> tuple[str, str]:
-    """Return the chat template's prompt, up to the question and from there on."""
-    content = f"{text.strip()}\n\n{question.strip()}"
+def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
+    """Return the chat template's prompt, up to the question and after it."""
+    content = f"{text.strip()}\n\n{_ANY}"
     rendered = str(
         tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
     )
-    begin = rendered.rindex(question.strip())
-    return rendered[:begin], rendered[begin:]
+    before, found, after = rendered.rpartition(_ANY)
+    if not found:
+        raise UnsupportedModelError("the chat template of the tokenizer leaves out what the user says")
+    return before, after
