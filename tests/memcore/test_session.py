@@ -28,6 +28,7 @@ from memcore.errors import (
     UnknownSessionError,
     UnsupportedInputError,
 )
+from memcore.plugins import registry
 
 CONFIG = MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
 IDS = random_tokens(1, 300, seed=1)
@@ -320,6 +321,18 @@ def test_a_model_with_a_memory_on_disk_cannot_be_copied(tmp_path: Path) -> None:
     memcore.unwrap(model)
 
 
+def test_a_wrap_that_fails_leaves_nothing_locked(tmp_path: Path, plugin_folder: Any) -> None:
+    plugin_folder("bad", BAD_EMBEDDER)
+    options = on_disk(tmp_path / "memory")
+    registry.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="no such model"):
+            wrapped(embedder="bad", **options)
+    finally:
+        registry.cache_clear()
+    memcore.unwrap(wrapped(**options))
+
+
 def test_a_memory_that_cannot_be_written_stays_until_it_can(tmp_path: Path) -> None:
     model = wrapped(**on_disk(tmp_path / "memory", max_map_size=1 << 20, map_size=1 << 20))
     with pytest.raises(BackendError, match="full"):
@@ -333,6 +346,17 @@ def test_a_memory_that_cannot_be_written_stays_until_it_can(tmp_path: Path) -> N
     memcore.unwrap(model)
     assert not hasattr(model, "memory")
 
+
+BAD_EMBEDDER = """
+import memcore
+from memcore.embedders import MeanKey
+class Bad(MeanKey):
+    def __init__(self, options):
+        raise RuntimeError("no such model")
+@memcore.hookimpl
+def memcore_embedders():
+    return [memcore.Component(name="bad", summary="Fails.", load=lambda: Bad)]
+"""
 
 CHILD = """
 import json, sys, torch
