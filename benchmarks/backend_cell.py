@@ -150,7 +150,7 @@ class Bench:
                 if finish_each:
                     raw.finish()
 
-            yield size, last - first, *in_turn(store_ours, store_raw, turn, self.cell.clock)
+            yield size, last - first, *in_turn(store_ours, store_raw, turn // len(sizes), self.cell.clock)
         if not finish_each:
             yield sizes[0], 0, *in_turn(lambda: self.finish(ours), raw.finish, 0, self.cell.clock)
 
@@ -183,7 +183,11 @@ class Bench:
                     ours.close()
                     raw.close()
             spent, repeats = time.perf_counter() - begun, repeats + 1
-            if repeats >= 9 or spent > self.cell.seconds * (1 if repeats >= 3 else 15) or (is_graph and spent > 3):
+            if (
+                repeats >= 9
+                or spent > self.cell.seconds * (1 if repeats >= 3 else 15)
+                or (is_graph and spent > 2 * self.cell.seconds)
+            ):
                 break
             ours.close()
             raw.close()

@@ -41,6 +41,8 @@ NEEDS: Final = {
 }
 """Ways to keep chunks, and the module that each needs."""
 
+READS: Final = "payload reads"
+
 HERE: Final = Path(__file__).parent
 
 
@@ -71,7 +73,7 @@ def cells(ways: list[str], counts: list[int], sizes: list[int]) -> list[tuple[st
         for way in ways
     ]
     if "lmdb" in ways:
-        made.insert(0, ("payload reads", "payload_reads.py", {}))
+        made[:0] = [(f"{READS} of {fetched}", "payload_reads.py", {"fetched": fetched}) for fetched in (8, 64)]
     return made
 
 
@@ -92,15 +94,14 @@ def show(console: Console, results: dict[str, Any]) -> None:
                     row += [f"{numbers['torch']:,.0f}", f"{result['recall']['ours']:.3f}"]
                 table.add_row(*row)
         console.print(table)
-    reads = results.get("payload reads", {})
-    if "reads" in reads:
-        table = Table(
-            "checksums compared", "GB/s", "first time", "plain copy", "ours / copy", title="lmdb payload reads"
-        )
-        for words, numbers in reads["reads"].items():
+    columns = ["chunks a fetch", "checksums compared", "GB/s", "first time", "plain copy", "ours / copy"]
+    table = Table(*columns, title="lmdb: reads of 128 KiB a chunk from the page cache")
+    for key, result in results.items():
+        for words, numbers in result.get("reads", {}).items():
             low, high = numbers["ratios"]
             rates = [f"{numbers[name] / 1e9:.1f}" for name in ("ours", "first", "raw")]
-            table.add_row(words, *rates, f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})")
+            table.add_row(key.split()[-1], words, *rates, f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})")
+    if table.row_count:
         console.print(table)
     for key, result in results.items():
         if "error" in result:
@@ -128,7 +129,7 @@ def main(
         raise typer.BadParameter(f"the clock is wall or cpu, got {clock}")
     ways = way or [name for name, module in NEEDS.items() if importlib.util.find_spec(module)]
     settings: dict[str, Any] = {"batches": batch, "tokens": 64, "seconds": seconds, "cpu": cpu, "clock": clock}
-    reads: dict[str, Any] = {"count": 2000, "tokens": 128, "fetched": 8, "seconds": seconds, "clock": clock}
+    reads: dict[str, Any] = {"count": 2000, "tokens": 128, "seconds": seconds, "clock": clock}
     if quick:
         count, size = [600], [32]
         settings["seconds"] = reads["seconds"] = 0.05
@@ -146,7 +147,7 @@ def main(
         for key, script, what in wanted:
             progress.update(task, description=key)
             if key not in results:
-                given = reads if script == "payload_reads.py" else settings | what
+                given = (reads if script == "payload_reads.py" else settings) | what
                 if what.get("way") == "lmdb":
                     given = given | {"clock": "wall"}
                 results[key] = measured(script, {k: v for k, v in given.items() if k != "cpu"}, cpu)
