@@ -17,6 +17,7 @@ from memcore.cli.settings import (
     SetOption,
     TopKOption,
     WindowOption,
+    check_on_disk,
     memory_config,
 )
 from memcore.errors import UnsupportedInputError
@@ -58,6 +59,8 @@ def ask(
     memory = memory_config(
         config, settings, path=path, read_only=bool(session), window=window, top_k=top_k, backend=backend
     )
+    if session:
+        check_on_disk(memory.backend)
     text = "" if file is None else _text(file)
     with errors.status("Loading the model ..."):
         from memcore.adapter import wrap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,16 @@ from memcore.cli.settings import (
     SetOption,
     TopKOption,
     WindowOption,
+    check_on_disk,
     memory_config,
 )
-from memcore.errors import ConfigError
+from memcore.errors import UnsupportedInputError
 
 
 def ingest(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or folder of a decoder model.")],
     session: Annotated[str, typer.Option(help="Name of the session.")],
-    file: Annotated[list[Path], typer.Option(help="A text, UTF-8; may be repeated, then read one after the other.")],
+    file: Annotated[list[Path], typer.Option(help="A text, UTF-8; may be repeated, then read as one text.")],
     path: PathOption = "",
     backend: BackendOption = None,
     config: ConfigOption = "",
@@ -42,8 +44,8 @@ def ingest(
     interrupted, the same command goes on where it stopped.
     """
     memory = memory_config(config, settings, path=path, backend=backend, window=window, top_k=top_k)
-    if not _outlives(memory.backend):
-        raise ConfigError(f"backend {memory.backend!r} forgets everything when this command ends; give --path FOLDER")
+    check_on_disk(memory.backend)
+    text = _joined(file)
     with errors.status("Loading the model ..."):
         from memcore.adapter import unwrap, wrap
         from memcore.options import unstructure
@@ -53,21 +55,36 @@ def ingest(
         quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory)
-    opened = Session(loaded, session, tokenizer)
-    before = opened.tokens
-    with reading_progress() as start:
-        for each in file:
-            bar = start(each.name, None)
-            opened.ingest(each, progress=bar)
+    try:
+        opened = Session(loaded, session, tokenizer)
+        before = opened.tokens
+        try:
+            with reading_progress() as start:
+                opened.ingest(text, progress=start("reading", None))
+        except KeyboardInterrupt:
+            errors.print(
+                f"interrupted: session {session!r} has read {opened.tokens:,} tokens; "
+                "the same command goes on from there",
+                style="yellow",
+                soft_wrap=True,
+            )
+            raise typer.Exit(130) from None
+    finally:
+        unwrap(loaded)
     if as_json:
         print_json(unstructure(opened.info))
     else:
         console.print(f"session {session!r} has read {opened.tokens:,} tokens, {opened.tokens - before:,} of them now")
-    unwrap(loaded)
 
 
-def _outlives(backend: str) -> bool:
-    from memcore.backend import PersistentBackend
-    from memcore.plugins import registry
-
-    return issubclass(registry().load_component("backends", backend), PersistentBackend)
+def _joined(files: Iterable[Path]) -> str:
+    """Return the texts as one, so that reading them can be interrupted and gone on with anywhere."""
+    texts = []
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8").rstrip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnsupportedInputError(f"cannot read '{file}' as UTF-8 text: {error}; nothing was read") from error
+        if not texts[-1]:
+            raise UnsupportedInputError(f"{file} has no text in it; nothing was read")
+    return "\n\n".join(texts)

@@ -71,9 +71,19 @@ def memory_config(
                 raise ConfigError(f"--set {setting}: {part} has no fields of its own")
             target = inner
         target[last] = _value(text)
-    if read_only:
-        values.setdefault("backend_options", {}).setdefault("read_only", True)
+    options = values.setdefault("backend_options", {})
+    if read_only and isinstance(options, dict):
+        options.setdefault("read_only", True)
     return MemoryConfig.from_dict(values)
+
+
+def check_on_disk(backend: str) -> None:
+    """Raise ConfigError if a backend is none that outlives the process."""
+    from memcore.backend import PersistentBackend
+    from memcore.plugins import registry
+
+    if not issubclass(registry().load_component("backends", backend), PersistentBackend):
+        raise ConfigError(f"backend {backend!r} forgets everything when its command ends; give --path FOLDER")
 
 
 def _value(text: str) -> object:

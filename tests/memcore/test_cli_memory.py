@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,49 @@ def test_more_texts_follow(tiny_folder: str, memory: str, tmp_path: Path) -> Non
     assert result.stdout.strip() == "session 'book' has read 400 tokens, 100 of them now"
 
 
+def test_a_text_that_cannot_be_read_stops_all_of_them(tiny_folder: str, memory: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    for bad, says in (("nowhere.txt", "cannot read"), ("empty.txt", "has no text"), ("binary.txt", "UTF-8")):
+        result = ingest(tiny_folder, memory, tmp_path / "book.txt", tmp_path / bad)
+        assert result.exit_code == 1
+        assert bad in result.stderr
+        assert says in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    (found,) = json.loads(run("memory", "list", memory, "--json").stdout)["sessions"]
+    assert found["tokens"] == 300
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_answered_in_one_line_and_the_same_command_goes_on(tiny_folder: str, tmp_path: Path) -> None:
+    files = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    files[0].write_text("w7 w3 w9 " * 3000)
+    files[1].write_text("w5 w2 " * 4000)
+    path = str(tmp_path / "memory")
+    command = [sys.executable, "-c", "from memcore.cli import app; app()", "ingest", tiny_folder, "--session", "book"]
+    command += ["--path", path, *CONFIG]
+    command += [part for file in files for part in ("--file", str(file))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        wait_for_a_checkpoint(path, running)
+        running.send_signal(signal.SIGINT)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    assert "the same command goes on from there" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    (found,) = json.loads(run("memory", "list", path, "--json").stdout)["sessions"]
+    assert 0 < found["tokens"] < 17000
+    result = ingest(tiny_folder, path, *files)
+    assert result.stdout.strip().startswith("session 'book' has read 17,000 tokens, ")
+
+
+def wait_for_a_checkpoint(path: str, running: subprocess.Popen[str]) -> None:
+    while running.poll() is None:
+        listed = run("memory", "list", path, "--json")
+        if listed.exit_code == 0 and any(each["tokens"] for each in json.loads(listed.stdout)["sessions"]):
+            return
+    raise AssertionError("it ended before it could be interrupted")
+
+
 def test_a_session_of_another_configuration_is_refused_in_one_line(tiny_folder: str, memory: str) -> None:
     result = ask(tiny_folder, memory, "--window", "128")
     assert result.exit_code == 1
@@ -84,11 +130,10 @@ def test_a_memory_is_verified(memory: str) -> None:
     kind = registry().load_component("backends", "lmdb")
     with kind(kind.Options(path=Path(memory), read_only=True)) as backend:
         namespace = backend.namespaces()[0]
-        values = backend.fetch(namespace, backend.ids(namespace)[:1]).values[0]
-    file = next(file for file in Path(memory).iterdir() if values.numpy().tobytes() in file.read_bytes())
-    content = bytearray(file.read_bytes())
-    content[content.index(values.numpy().tobytes())] ^= 1
-    file.write_bytes(content)
+        keys = backend.fetch(namespace, backend.ids(namespace)[:1]).keys[0].numpy().tobytes()
+    file = next(file for file in Path(memory).iterdir() if keys in file.read_bytes())
+    # Everywhere, for pages that are free now may hold it, too.
+    file.write_bytes(file.read_bytes().replace(keys, bytes([keys[0] ^ 1]) + keys[1:]))
     result = run("memory", "verify", memory)
     assert result.exit_code == 1
     assert f"namespace {namespace!r}, chunk " in result.stdout
@@ -133,6 +178,12 @@ def test_a_mistake_gets_one_line(memory: str, arguments: list[str], says: str) -
 def test_a_memory_that_ends_with_the_command_is_refused(tiny_folder: str, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("w7 " * 100)
     result = run("ingest", tiny_folder, "--session", "book", "--file", str(tmp_path / "book.txt"))
+    assert result.exit_code == 1
+    assert "give --path FOLDER" in result.stderr
+
+
+def test_a_session_is_not_asked_in_memory(tiny_folder: str) -> None:
+    result = run("ask", tiny_folder, "--session", "book", "--question", "w4")
     assert result.exit_code == 1
     assert "give --path FOLDER" in result.stderr
 

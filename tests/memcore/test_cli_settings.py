@@ -65,8 +65,10 @@ def test_a_path_means_a_memory_on_disk() -> None:
         ("windw=3", "unknown field 'windw', did you mean 'window'"),
         ("window=big", "window"),
         ("window.size=3", "window"),
+        ("backend_options=3", "backend_options"),
+        ("backend_options=null", "backend_options"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(setting: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        memory_config("", [setting])
+        memory_config("", [setting], read_only=True)
