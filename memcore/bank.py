@@ -58,7 +58,7 @@ class MemoryBank:
     forgets goes for good once no other reads it.
 
     With a persistent backend ``flush`` makes everything durable, uses included, and every namespace has its own name
-    there. Chunks that the backend already holds are there from the start. Namespaces whose names begin with
+    there. Chunks that a backend already holds are there from the start. Namespaces whose names begin with
     ``~`` (``TEMPORARY``) are not kept. If the backend is read-only, temporary namespaces still work, in memory.
 
     A lock lets one call in at a time, from any thread. The bank owns its backend: ``close`` closes both.
@@ -89,13 +89,12 @@ class MemoryBank:
         self._depth = 0  # calls under way, one inside of the other
         self._discarded: deque[str] = deque()
         self._shelves = Shelves(backend)
-        if isinstance(backend, PersistentBackend):
-            if backend.read_only:
-                self._shelves = Shelves(ExactBackend(ExactOptions()))
-            else:
-                for name in backend.namespaces():
-                    if name.startswith(TEMPORARY):
-                        backend.drop(name)
+        if isinstance(backend, PersistentBackend) and backend.read_only:
+            self._shelves = Shelves(ExactBackend(ExactOptions()))
+        else:
+            for name in backend.namespaces():
+                if name.startswith(TEMPORARY):
+                    backend.drop(name)
 
     @property
     def closed(self) -> bool:
@@ -374,18 +373,19 @@ class MemoryBank:
             raise ReadOnlyError(f"namespace {namespace!r} cannot be changed: the backend was opened read-only")
 
     def _find(self, namespace: str) -> View | None:
-        """Return the view of a namespace, made now if a persistent backend brought it along."""
+        """Return the view of a namespace, made now if the backend brought it along."""
         self._check_open()
         view = self._views.get(namespace)
         # A shelf may outlive the namespace it was made for, and is none then.
-        if view is not None or self.persistent is None or namespace in self._shelves:
+        if view is not None or namespace in self._shelves:
             return view
         with torch.inference_mode(False):
-            record = self.persistent.read_record(usage_record.record_name(namespace))
-            backend_ids = self.persistent.ids(namespace).cpu()
+            backend_ids = self.backend.ids(namespace).cpu()
+            kept = self.persistent
+            record = None if kept is None else kept.read_record(usage_record.record_name(namespace))
             if record is None and not backend_ids.numel():
                 return None
-            shelf = Shelf(self.persistent, namespace)
+            shelf = Shelf(self.backend, namespace)
             view, clock, forgotten = usage_record.unpack(record, backend_ids, shelf)
             self._clock = max(self._clock, clock)
             self._views[namespace] = view
@@ -394,7 +394,7 @@ class MemoryBank:
                 shelf.readers.add(view)
             else:
                 if forgotten.numel():
-                    self.persistent.evict(namespace, forgotten)
+                    self.backend.evict(namespace, forgotten)
                 self._shelves.enter(shelf, view)
             return view
 

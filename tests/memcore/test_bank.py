@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from memcore.backend import Damage, MemoryBackend, PersistentBackend
 from memcore.bank import MemoryBank
@@ -431,6 +428,18 @@ def test_a_persistent_backend_knows_every_namespace_by_its_name_in_the_end() -> 
         assert_same_chunks(fetch_all(again, name), batches[source])
 
 
+def test_what_a_backend_in_memory_was_loaded_with_is_there() -> None:
+    backend = Counting()
+    backend.store("a", make_chunks(3))
+    backend.store("~left", make_chunks(2))
+    bank, _ = make_bank(backend=backend)
+    assert bank.namespaces() == backend.namespaces() == ["a"]
+    assert bank.store("a", make_chunks(1, seed=1, start=50)).tolist() == [3]
+    found = bank.retrieve("a", QUERIES, 4)
+    assert found is not None
+    assert found.ids.tolist() == [0, 1, 2, 3]
+
+
 def test_what_a_persistent_backend_brings_along_is_there() -> None:
     backend = Persistent()
     backend.evict("a", backend.store("a", make_chunks(3))[:1])
@@ -725,89 +734,3 @@ def swap(bank: MemoryBank, one: str, two: str) -> None:
     bank.fork(two, one)
     bank.fork("spare", two)
     bank.drop("spare")
-
-
-NAMES = st.sampled_from(["a", "b", "c"])
-
-
-class Forks(RuleBasedStateMachine):
-    """Forks, stores and drops as it pleases, and compares with banks of lists."""
-
-    backend_class: ClassVar[type[Counting]] = Counting
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bank, self.backend = make_bank(capacity=5, backend=self.backend_class())
-        self.model: dict[str, dict[int, ChunkBatch]] = {}
-        self.next_ids: dict[str, int] = {}
-        self.seed = 0
-
-    @rule(name=NAMES, count=st.integers(1, 4))
-    def store(self, name: str, count: int) -> None:
-        self.seed += 1
-        chunks = make_chunks(count, seed=self.seed, start=100 * self.seed)
-        first = self.next_ids.get(name, 0)
-        ids = self.bank.store(name, chunks).tolist()
-        assert ids == list(range(first, first + count))
-        self.next_ids[name] = first + count
-        held = self.model.setdefault(name, {})
-        held.update({id_: select(chunks, slice(place, place + 1)) for place, id_ in enumerate(ids)})
-        for id_ in list(held)[: max(0, len(held) - 5)]:
-            del held[id_]
-
-    @rule(old=NAMES, new=NAMES)
-    def fork(self, old: str, new: str) -> None:
-        self.bank.fork(old, new)
-        if old != new:
-            self.forget(new)
-            if old in self.model:
-                self.model[new] = dict(self.model[old])
-                self.next_ids[new] = self.next_ids[old]
-
-    @rule(name=NAMES)
-    def drop(self, name: str) -> None:
-        self.bank.drop(name)
-        self.forget(name)
-
-    @rule(name=NAMES, top_k=st.integers(1, 6))
-    def retrieve(self, name: str, top_k: int) -> None:
-        found = self.bank.retrieve(name, QUERIES, top_k)
-        held = self.model.get(name, {})
-        if found is None:
-            assert not held
-            return
-        assert len(found) == min(top_k, len(held))
-        for place, id_ in enumerate(found.ids.tolist()):
-            assert_same_chunks(select(found.chunks, slice(place, place + 1)), held[id_])
-
-    @rule()
-    def flush(self) -> None:
-        self.bank.flush()
-        if isinstance(self.backend, PersistentBackend):
-            assert self.backend.namespaces() == sorted(self.model)
-
-    def forget(self, name: str) -> None:
-        self.model.pop(name, None)
-        self.next_ids.pop(name, None)
-
-    @invariant()
-    def agree(self) -> None:
-        assert self.bank.namespaces() == sorted(self.model)
-        for name, held in self.model.items():
-            assert self.bank.ids(name).tolist() == list(held)
-
-    def teardown(self) -> None:
-        for name in list(self.model):
-            self.bank.drop(name)
-        assert self.backend.nbytes() == 0
-
-
-class PersistentForks(Forks):
-    backend_class = Persistent
-
-
-Forks.TestCase.settings = PersistentForks.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None
-)
-TestForks = Forks.TestCase
-TestPersistentForks = PersistentForks.TestCase
