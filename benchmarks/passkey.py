@@ -23,7 +23,7 @@ from rich.table import Table
 import memcore
 from memcore.reader import load_model
 
-BACKEND_OPTIONS: dict[str, dict[str, Any]] = {"hnswlib": {"exact_below": 0}}
+BACKEND_OPTIONS: dict[str, dict[str, Any]] = {"faiss": {"exact_below": 0}, "hnswlib": {"exact_below": 0}}
 FULL = "full"
 WAYS = ["exact", "hnswlib", FULL]
 
