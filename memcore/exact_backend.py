@@ -37,19 +37,30 @@ def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult
         # It would compute the products in half precision. Turning it off where it is not on is dear for short searches.
         with torch.autocast(kind, enabled=False):
             return exact_search(table, queries, top_k)
-    step = max(1, _BLOCK // (len(queries) * vectors.shape[1]))
-    if step >= len(table):
-        scores = _best_of_each(vectors, queries)
-    else:
-        scores = queries.new_empty(len(queries), len(table))
-        for first in range(0, len(table), step):
-            scores[:, first : first + step] = _best_of_each(vectors[first : first + step], queries)
-    best = scores.topk(top_k, dim=1)
+    best = best_products(vectors, queries).topk(top_k, dim=1)
     return SearchResult(ids=table.ids[best.indices.cpu()], scores=best.values)
 
 
+def best_products(vectors: Tensor, queries: Tensor) -> Tensor:
+    """Return the largest product of each query with any vector of each chunk; not to be called under autocast.
+
+    Args:
+        vectors: ``[n, V, E]`` float32.
+        queries: ``[Q, E]`` float32 on the same device, at least one.
+
+    Returns:
+        ``[Q, n]`` float32.
+    """
+    step = max(1, _BLOCK // max(1, len(queries) * vectors.shape[1]))
+    if step >= len(vectors):
+        return _best_of_each(vectors, queries)
+    scores = queries.new_empty(len(queries), len(vectors))
+    for first in range(0, len(vectors), step):
+        scores[:, first : first + step] = _best_of_each(vectors[first : first + step], queries)
+    return scores
+
+
 def _best_of_each(vectors: Tensor, queries: Tensor) -> Tensor:
-    """Return the largest product of each query with any vector of each chunk, ``[Q, n]``."""
     products = queries @ vectors.flatten(0, 1).T
     return products if vectors.shape[1] == 1 else products.view(len(queries), *vectors.shape[:2]).amax(dim=2)
 

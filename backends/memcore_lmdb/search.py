@@ -9,12 +9,13 @@ from torch import Tensor
 
 from memcore.chunk import NO_CHUNK, SearchResult
 from memcore.errors import CorruptedError
+from memcore.exact_backend import best_products
 from memcore_lmdb.blocks import ID, ROW, Block, damaged_entries, read_vectors
 from memcore_lmdb.checks import Checks
 from memcore_lmdb.namespace import Namespace
 
-_TILE: Final = 1 << 20
-"""Scores held at a time: 4 MB, which stays in the cache."""
+_WAITING: Final = 1 << 20
+"""Scores that may wait for the best of them to be chosen, 4 MB."""
 
 
 def search(txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: Checks) -> SearchResult:
@@ -42,13 +43,13 @@ def search(txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: 
             vectors = read_vectors(txn, namespace.record.number, block, namespace.record.shape, namespace.where)
             if checks.block_due(block.checked):
                 _check(vectors, block, namespace.where)
-            scores = _score(vectors, queries)
+            scores = best_products(vectors, queries)
             if len(block) < block.rows:
                 scores = scores[:, block.entries[:, ROW]]
             best.add(block.entries[:, ID], scores)
         if len(namespace.staged):
             ids = torch.tensor(namespace.staged.ids, dtype=torch.int64)
-            best.add(ids, _score(namespace.staged.vectors(), queries))
+            best.add(ids, best_products(namespace.staged.vectors(), queries))
     return best.result()
 
 
@@ -62,25 +63,6 @@ def _check(vectors: Tensor, block: Block, where: str) -> None:
             "here; evict it, or restore the memory from a copy"
         )
     block.checked = True
-
-
-def _score(vectors: Tensor, queries: Tensor) -> Tensor:
-    """Return the largest product of each query with any vector of each chunk.
-
-    Args:
-        vectors: ``[n, V, E]`` float32.
-        queries: ``[Q, E]`` float32.
-
-    Returns:
-        ``[Q, n]`` float32.
-    """
-    scores = queries.new_empty(len(queries), len(vectors))
-    step = max(1, _TILE // max(1, len(queries) * vectors.shape[1]))
-    for first in range(0, len(vectors), step):
-        part = vectors[first : first + step]
-        products = (queries @ part.flatten(0, 1).T).view(len(queries), *part.shape[:2])
-        torch.amax(products, dim=2, out=scores[:, first : first + step])
-    return scores
 
 
 class _Best:
@@ -98,7 +80,7 @@ class _Best:
         self._ids.append(ids.expand(self._queries, -1))
         self._scores.append(scores)
         self._waiting += scores.numel()
-        if self._waiting > _TILE:
+        if self._waiting > _WAITING:
             self._settle()
 
     def result(self) -> SearchResult:
