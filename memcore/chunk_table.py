@@ -161,7 +161,7 @@ class ChunkTable:
         """
         if ids.ndim != 1 or ids.dtype != torch.int64:
             raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
-        ids, own = ids.cpu(), self.ids
+        ids, own = ids.cpu().contiguous(), self.ids
         rows = torch.searchsorted(own, ids)
         known = rows < self._count
         if self._count:

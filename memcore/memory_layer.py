@@ -16,6 +16,7 @@ from memcore.embedder import ChunkKeys
 from memcore.errors import UnsupportedCacheError
 from memcore.retriever import LayerSetup, Retriever, take_columns
 from memcore.rotary import unrotate
+from memcore.transfer import to_device
 from memcore.window import Departure, LocalWindow
 
 
@@ -224,9 +225,9 @@ class MemoryLayer(DynamicLayer):
             keys, values = [], []
             if found is not None:
                 recalled[row] = Recalled(ids=found.ids, starts=found.chunks.starts, token_ids=found.chunks.token_ids)
-                memory_k = found.chunks.keys.to(self.keys.device)
+                memory_k = to_device(found.chunks.keys, self.keys.device)
                 keys.append(side_by_side(self._placed(memory_k, found.chunks.starts, starts[row])))
-                values.append(side_by_side(found.chunks.values.to(self.values.device)))
+                values.append(side_by_side(to_device(found.chunks.values, self.values.device)))
             if self._sinks is not None and bool(window.sinks.live[row].all()):
                 end = starts[row] - sum(block.shape[1] for block in keys)
                 sinks_k = self._placed(self._sinks[0][row : row + 1], window.sinks.positions[row, :1], end)

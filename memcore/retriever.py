@@ -14,6 +14,7 @@ from memcore.embedders import exact_votes
 from memcore.recall import Retrieved
 from memcore.rotary import RotaryGeometry, unrotate
 from memcore.session_store import layer_namespace
+from memcore.transfer import to_device
 from memcore.window import LocalWindow
 
 
@@ -98,7 +99,7 @@ class Retriever:
         asked = RecentQueries(queries=queries, kv_heads=kv_heads, token_ids=recent.token_ids[row, live])
 
         def rescore(chunks: ChunkBatch) -> Tensor:
-            keys = chunks.keys.to(queries.device, torch.float32)
+            keys = to_device(chunks.keys, queries.device).float()
             if geometry is not None:
                 # As if every chunk began at position 0: one turn a chunk, and its tokens keep their true spacing.
                 keys = unrotate(keys, chunks.starts[:, None, None], geometry)
