@@ -9,7 +9,7 @@ from torch import Tensor
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device, itself if it is there.
 
-    From page-locked memory the copy to a GPU is only queued, and the CPU goes on: what the GPU does next with the result
-    is queued behind it.
+    From page-locked memory the copy to a GPU is only queued, and the CPU goes on: what the GPU does next with the
+    result is queued behind it.
     """
     return tensor.to(device, non_blocking=tensor.is_pinned())
