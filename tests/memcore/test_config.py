@@ -240,3 +240,10 @@ def test_options_are_never_coerced(values: dict[str, object], says: str) -> None
 def test_options_that_are_no_mapping_are_refused() -> None:
     with pytest.raises(ConfigError, match="here: expected a mapping"):
         structure_options(Options, 3, "here")  # type: ignore[arg-type]
+
+
+def test_a_field_is_checked_the_second_time_as_it_was_the_first() -> None:
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="^backend_options must be a mapping, got"):
+            MemoryConfig.from_dict({"backend_options": [1]})
+        assert MemoryConfig.from_dict({"backend_options": {"a": {"b": [1]}}}).backend_options == {"a": {"b": [1]}}
