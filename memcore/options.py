@@ -125,7 +125,7 @@ def _guard(
     def factory(kind: Any) -> Callable[[object, Any], object]:
         resolving.append(kind)
         try:
-            # From a copy: for some kinds cattrs would remember the hook, and take it in place of the guard from then on.
+            # From a copy: for some kinds cattrs would remember the hook, and use it in place of the guard from then on.
             inner = converter.copy().get_structure_hook(kind, cache_result=False)
         finally:
             resolving.pop()

@@ -244,6 +244,6 @@ def test_options_that_are_no_mapping_are_refused() -> None:
 
 def test_a_field_is_checked_the_second_time_as_it_was_the_first() -> None:
     for _ in range(3):
-        with pytest.raises(ConfigError, match="^backend_options must be a mapping, got"):
+        with pytest.raises(ConfigError, match=r"^backend_options must be a mapping, got"):
             MemoryConfig.from_dict({"backend_options": [1]})
         assert MemoryConfig.from_dict({"backend_options": {"a": {"b": [1]}}}).backend_options == {"a": {"b": [1]}}
