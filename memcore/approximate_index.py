@@ -26,8 +26,8 @@ _BLOCK: Final = 1 << 24
 _DRIFT: Final = 0.5
 """Distance of the vectors' mean from the centre, in spreads, at which recall begins to fall (measured)."""
 
-_MEASURED: Final = 4096
-"""Vectors from which mean and spread are estimated: their mean is within 1/64 of a spread of that of all."""
+_MEASURED: Final = 512
+"""Vectors from which mean and spread are estimated: their mean is within about 1/22 of a spread of that of all."""
 
 
 @attrs.frozen(eq=False)
