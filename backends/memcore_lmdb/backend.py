@@ -322,7 +322,7 @@ def _open(options: LmdbOptions) -> tuple[Environment, Callable[[], None]]:
         environment = Environment.open(options.path)
         return environment, functools.partial(_let_go, environment, None, os.getpid())
     prepare_folder(options.path)
-    lock = FileLock(options.path / WRITER_LOCK)
+    lock = FileLock(options.path / WRITER_LOCK, thread_local=False)  # any thread may close
     try:
         lock.acquire(timeout=options.lock_timeout)
     except Timeout as error:
