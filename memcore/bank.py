@@ -325,6 +325,8 @@ class MemoryBank:
         """Return the names of all namespaces, sorted; also of those that a persistent backend brought along."""
         self._check_open()
         brought = {name for name in self.backend.namespaces() if not name.startswith(TEMPORARY)}
+        if self.persistent is not None:  # what was emptied may be nothing to the backend
+            brought |= usage_record.recorded(self.persistent.record_names())
         return sorted(self._views.keys() | (brought - self._shelves.names()))
 
     @_locked

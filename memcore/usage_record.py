@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -16,6 +18,11 @@ _PREFIX = "usage/"
 def record_name(namespace: str) -> str:
     """Return the name of the record that belongs to a namespace."""
     return f"{_PREFIX}{namespace}"
+
+
+def recorded(names: Iterable[str]) -> set[str]:
+    """Return the namespaces that have a record among records of these names."""
+    return {name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)}
 
 
 def pack(view: View, clock: int) -> bytes:

@@ -531,6 +531,21 @@ def test_the_newest_that_were_taken_back_do_not_come_back() -> None:
     assert again.next_id("a") == 5
 
 
+def test_a_namespace_that_was_emptied_is_still_there_in_the_next_bank() -> None:
+    backend = Persistent()
+    bank, _ = make_bank(backend=backend)
+    bank.store("~question", make_chunks(2))
+    bank.truncate("~question", 0)
+    bank.fork("~question", "a")
+    bank.close()
+    again, _ = make_bank(backend=backend)
+    assert again.namespaces() == ["a"]
+    assert again.next_id("a") == 2
+    again.drop("a")
+    assert again.namespaces() == []
+    assert backend.record_names() == []
+
+
 def test_temporary_namespaces_are_not_kept() -> None:
     backend = Persistent()
     bank, _ = make_bank(backend=backend)
