@@ -142,10 +142,16 @@ def _opened(path: str, backend: str, *, write: bool = False) -> Iterator[tuple[P
     kind = registry().load_component("backends", backend)
     if not issubclass(kind, PersistentBackend):
         raise ConfigError(f"backend {backend!r} keeps nothing on disk")
-    options: object = structure_options(
-        kind.Options, {"path": path, "read_only": not write}, f"backend_options of {backend!r}"
-    )
-    held = kind(options)
+
+    def opened(*, read_only: bool) -> PersistentBackend:
+        values: dict[str, object] = {"path": path, "read_only": read_only}
+        options: object = structure_options(kind.Options, values, f"backend_options of {backend!r}")
+        made: PersistentBackend = kind(options)
+        return made
+
+    if write:
+        opened(read_only=True).close()  # a writer would make a memory where there is none
+    held = opened(read_only=not write)
     bank = MemoryBank(held, FifoEviction(), capacity=None)
     try:
         yield held, SessionStore(bank)

@@ -175,6 +175,14 @@ def test_a_mistake_gets_one_line(memory: str, arguments: list[str], says: str) -
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [["drop", "{}", "book", "--yes"], ["compact", "{}"], ["list", "{}"]])
+def test_no_memory_is_made_in_a_folder_without_one(tmp_path: Path, command: list[str]) -> None:
+    result = run("memory", *(each.format(tmp_path) for each in command))
+    assert result.exit_code == 1
+    assert "there is no memory in" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_memory_that_ends_with_the_command_is_refused(tiny_folder: str, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("w7 " * 100)
     result = run("ingest", tiny_folder, "--session", "book", "--file", str(tmp_path / "book.txt"))
