@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final, Self
 
@@ -10,9 +9,10 @@ import attrs
 import torch
 from torch import Tensor
 
+from memcore.backend_checks import check_embeddings, check_queries, rows_of
 from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
 from memcore.compression import BY_TOKEN, Compression, compress, decompress
-from memcore.errors import BackendError, ChunkShapeError, UnknownChunkError
+from memcore.errors import BackendError, ChunkShapeError
 from memcore.reserved import reserve, takes_memory_late
 from memcore.slots import Slots
 
@@ -159,18 +159,7 @@ class ChunkTable:
             ChunkShapeError: ``ids`` is not ``[N]`` int64.
             UnknownChunkError: an id is not here; the message names it.
         """
-        if ids.ndim != 1 or ids.dtype != torch.int64:
-            raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
-        ids, own = ids.cpu().contiguous(), self.ids
-        rows = torch.searchsorted(own, ids)
-        known = rows < self._count
-        if self._count:
-            known &= own[rows.clamp(max=self._count - 1)] == ids
-        if not bool(known.all()):
-            missing = sorted(set(ids[~known].tolist()))
-            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            raise UnknownChunkError(f"no chunk with id {shown} among the {self._count} stored")
-        return rows
+        return rows_of(ids, self.ids)
 
     def take(self, ids: Tensor) -> ChunkBatch:
         """Copy out the chunks with these ids, in this order, repeats allowed; on ``device``.
@@ -261,13 +250,8 @@ class ChunkTable:
             ChunkShapeError: they are not that, or ``E`` is not that of the chunks.
             BackendError: a query is NaN or infinite.
         """
-        size = self._columns["embeddings"].shape[2] if self._columns else "E"
-        fits = queries.ndim == 2 and size in ("E", queries.shape[-1])
-        if not fits or queries.dtype != torch.float32:
-            raise ChunkShapeError(f"queries must be float32 [Q, {size}], got {queries.dtype} {list(queries.shape)}")
-        if not all_finite(queries):
-            raise BackendError("queries must be finite, got NaN or infinity")
-        return queries.detach().to(self.device)
+        size = self._columns["embeddings"].shape[2] if self._columns else None
+        return check_queries(queries, size).to(self.device)
 
     def _view(self, name: str) -> Tensor:
         """Return the rows of a column that are in use; made once, as making it takes longer than a short search."""
@@ -288,8 +272,7 @@ class ChunkTable:
             self._require(
                 chunks.embeddings.shape[1:] == held.shape[1:], "embeddings", chunks.embeddings, held.dtype, held
             )
-        if not all_finite(chunks.embeddings):
-            raise BackendError("embeddings must be finite, got NaN or infinity")
+        check_embeddings(chunks)
 
     def _require(self, fits: bool, name: str, new: Tensor, dtype: torch.dtype, held: Tensor) -> None:
         if not fits:
@@ -322,9 +305,3 @@ class ChunkTable:
                 room.copy_(old)
             grown[name] = column
         return grown
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Return whether no number is NaN or infinite."""
-    # One pass, without a mask in memory. Only a sum that overflows needs the second look.
-    return math.isfinite(tensor.detach().sum().item()) or bool(torch.isfinite(tensor).all())

@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from memcore.backend import Damage, PersistentBackend
+from memcore.backend_checks import check_queries
 from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
 from memcore.errors import (
     BackendError,
-    ChunkShapeError,
     ClosedError,
     ConfigError,
     ReadOnlyError,
@@ -102,7 +102,7 @@ class LmdbBackend(PersistentBackend):
             if top_k < 1:
                 raise ConfigError(f"top_k must be at least 1, got {top_k}")
             found = self._find(namespace, txn)
-            queries = _checked(queries, found)
+            queries = check_queries(queries, None if found is None else found.record.shape.size).cpu()
             if found is None or not found.count or not len(queries):
                 shape = (len(queries), top_k)
                 return SearchResult(ids=torch.full(shape, NO_CHUNK), scores=torch.full(shape, -torch.inf))
@@ -355,14 +355,3 @@ def _let_go(environment: Environment, lock: FileLock | None, pid: int) -> None:
     environment.close(writer=lock is not None)
     if lock is not None:
         lock.release()
-
-
-def _checked(queries: Tensor, namespace: Namespace | None) -> Tensor:
-    """Return the queries on the CPU, or raise if they do not fit the namespace."""
-    size = "E" if namespace is None else namespace.record.shape.size
-    fits = queries.ndim == 2 and size in ("E", queries.shape[-1])
-    if not fits or queries.dtype != torch.float32:
-        raise ChunkShapeError(f"queries must be float32 [Q, {size}], got {queries.dtype} {list(queries.shape)}")
-    if not bool(torch.isfinite(queries).all()):
-        raise BackendError("queries must be finite, got NaN or infinity")
-    return queries.detach().cpu()

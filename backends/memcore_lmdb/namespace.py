@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -10,8 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from memcore.backend_checks import check_embeddings, rows_of
 from memcore.chunk import ChunkBatch
-from memcore.errors import BackendError, ChunkShapeError, UnknownChunkError
 from memcore_lmdb.blocks import ID, LENGTH, Block
 from memcore_lmdb.format import ChunkShape, NamespaceRecord
 from memcore_lmdb.payload import PayloadLayout
@@ -121,17 +120,7 @@ class Namespace:
             ChunkShapeError: the argument is not ``[N]`` int64.
             UnknownChunkError: an id is not stored; the message names it.
         """
-        if ids.ndim != 1 or ids.dtype != torch.int64:
-            raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
-        ids = ids.cpu().contiguous()
-        rows = torch.searchsorted(self.ids, ids)
-        if not len(self.ids) or not torch.equal(self.ids[rows.clamp(max=len(self.ids) - 1)], ids):
-            missing = sorted(set(ids.tolist()) - set(self.ids.tolist()))
-            if not missing:
-                return rows
-            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            raise UnknownChunkError(f"{self.where} has no chunk with id {shown} among the {self.count} stored")
-        return rows
+        return rows_of(ids, self.ids, self.where)
 
     def check(self, chunks: ChunkBatch) -> None:
         """Raise unless these chunks may be staged here.
@@ -141,9 +130,7 @@ class Namespace:
             BackendError: an embedding is NaN or infinite.
         """
         self.record.shape.check(self.record.name, chunks)
-        # Half the time of looking at each: NaN and infinity are among the extremes.
-        if chunks.embeddings.numel() and not all(map(math.isfinite, map(float, chunks.embeddings.aminmax()))):
-            raise BackendError("embeddings must be finite, got NaN or infinity")
+        check_embeddings(chunks)
 
     def stage(self, payloads: Sequence[memoryview], chunks: ChunkBatch) -> Tensor:
         """Stage chunks that :meth:`check` finds nothing wrong with, and return their ids: ``[N]`` int64."""

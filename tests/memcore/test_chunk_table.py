@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memcore import chunk_table, slots
+from memcore.backend_checks import all_finite
 from memcore.chunk import UNKNOWN_TOKEN, ChunkBatch
-from memcore.chunk_table import ChunkTable, all_finite
+from memcore.chunk_table import ChunkTable
 from memcore.errors import BackendError, UnknownChunkError
 from memcore.reserved import reserve, takes_memory_late
 from memcore.testing import assert_same_chunks, make_chunks, select

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from memcore import (
-    BackendError,
     ChunkBatch,
-    ChunkShapeError,
     ConfigError,
     Damage,
     PersistentBackend,
@@ -21,6 +19,7 @@ from memcore import (
     UnknownChunkError,
     UnknownNamespaceError,
 )
+from memcore.backend_checks import check_embeddings, check_ids, check_queries
 from memcore.chunk import NO_CHUNK
 from memcore_sqlite.file import SqliteFile
 from memcore_sqlite.rows import Layout, Row, to_batch, to_rows, to_vectors
@@ -82,8 +81,7 @@ class SqliteBackend(PersistentBackend):
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
         """Add chunks: see :meth:`memcore.MemoryBackend.store`."""
         with self._file.writing() as database:
-            if not bool(torch.isfinite(chunks.embeddings).all()):
-                raise BackendError("embeddings must be finite, got NaN or infinity")
+            check_embeddings(chunks)
             found = self._find(namespace)
             if found is None:
                 database.execute(
@@ -109,7 +107,7 @@ class SqliteBackend(PersistentBackend):
             if top_k < 1:
                 raise ConfigError(f"top_k must be at least 1, got {top_k}")
             found = self._find(namespace)
-            queries = _checked(queries, found)
+            queries = check_queries(queries, found.layout.E if found else None).cpu()
             ids = torch.full((len(queries), top_k), NO_CHUNK)
             scores = torch.full((len(queries), top_k), -torch.inf)
             if found is None:
@@ -129,7 +127,7 @@ class SqliteBackend(PersistentBackend):
             found = self._get(namespace)
             query = f"SELECT {_ROW} FROM chunks WHERE namespace = ? AND id = ?"
             rows = []
-            for id in _as_list(ids):
+            for id in check_ids(ids).tolist():
                 values = database.execute(query, (found.number, id)).fetchone()
                 if values is None:
                     raise UnknownChunkError(f"no chunk with id {id} in namespace {namespace!r}")
@@ -140,7 +138,7 @@ class SqliteBackend(PersistentBackend):
         """Remove chunks: see :meth:`memcore.MemoryBackend.evict`."""
         with self._file.writing() as database:
             found = self._get(namespace)
-            for id in set(_as_list(ids)):
+            for id in set(check_ids(ids).tolist()):
                 gone = database.execute("DELETE FROM chunks WHERE namespace = ? AND id = ?", (found.number, id))
                 if not gone.rowcount:
                     raise UnknownChunkError(f"no chunk with id {id} in namespace {namespace!r}")
@@ -258,19 +256,3 @@ class SqliteBackend(PersistentBackend):
         if found is None:
             raise UnknownNamespaceError(f"no namespace {namespace!r} in {self._file.path}")
         return found
-
-
-def _as_list(ids: Tensor) -> list[int]:
-    if ids.ndim != 1 or ids.dtype != torch.int64:
-        raise ChunkShapeError(f"chunk ids must be int64 [N], got {ids.dtype} {list(ids.shape)}")
-    numbers: list[int] = ids.tolist()
-    return numbers
-
-
-def _checked(queries: Tensor, namespace: _Namespace | None) -> Tensor:
-    size = namespace.layout.E if namespace else "E"
-    if queries.ndim != 2 or size not in ("E", queries.shape[1]) or queries.dtype != torch.float32:
-        raise ChunkShapeError(f"queries must be float32 [Q, {size}], got {queries.dtype} {list(queries.shape)}")
-    if not bool(torch.isfinite(queries).all()):
-        raise BackendError("queries must be finite, got NaN or infinity")
-    return queries.detach().cpu()
