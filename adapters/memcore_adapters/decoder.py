@@ -9,8 +9,9 @@ from memcore.adapter import ModelAdapter
 from memcore.errors import AlreadyWrappedError, NotWrappedError, UnsupportedModelError
 from memcore.memory import Memory
 from memcore.rotary import RotaryGeometry
+from memcore_adapters.delegate import delegate_for
 from memcore_adapters.forward import make_forward
-from memcore_adapters.interface import delegate_for, register
+from memcore_adapters.interface import register
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
