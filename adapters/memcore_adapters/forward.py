@@ -16,6 +16,7 @@ from memcore.errors import UnsupportedInputError
 from memcore.memory import Memory
 from memcore.schedule import pieces
 from memcore.window import Columns
+from memcore_adapters.checkpointing import checkpointing
 from memcore_adapters.interface import CACHE_ARGUMENT
 
 
@@ -64,10 +65,12 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
     spans = list(cut)
     if seen + tokens > room:
         _check(kwargs, decoder)
-    if len(spans) == 1:
-        output = _run(inner, cache, kwargs, new, decode=tokens == 1)
-    else:
-        output = _run_pieces(inner, cache, memory, kwargs, new, spans)
+    with checkpointing(decoder, cache) as use_cache:
+        kwargs["use_cache"] = use_cache
+        if len(spans) == 1:
+            output = _run(inner, cache, kwargs, new, decode=tokens == 1)
+        else:
+            output = _run_pieces(inner, cache, memory, kwargs, new, spans)
     if not keep_cache and hasattr(output, "past_key_values"):
         output.past_key_values = given
     return output
@@ -75,7 +78,7 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
 
 def _run(inner: Callable[..., Any], cache: MemoryCache, kwargs: dict[str, Any], new: Columns, *, decode: bool) -> Any:
     cache.begin(new, decode=decode)
-    output = inner(**{**kwargs, "past_key_values": cache, "use_cache": True, CACHE_ARGUMENT: cache})
+    output = inner(**{**kwargs, "past_key_values": cache, CACHE_ARGUMENT: cache})
     cache.finish()
     return output
 

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from memcore.attention import additive
 from memcore.cache import MemoryCache
 from memcore.memory_layer import MemoryLayer
+from memcore_adapters.checkpointing import RECORD_ARGUMENT, LayerRecord
 from memcore_adapters.delegate import Delegate
 
 CACHE_ARGUMENT = "memcore_cache"
@@ -35,15 +36,21 @@ def register(delegate: Delegate) -> str:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         cache: MemoryCache | None = kwargs.pop(CACHE_ARGUMENT, None)
+        record: LayerRecord | None = kwargs.pop(RECORD_ARGUMENT, None)
         layer = None if cache is None else cache.layers[module.layer_idx]
-        if isinstance(layer, MemoryLayer):
+        if record is not None and record.complete:
+            key, value, attention_mask = record.join(key, value, attention_mask)
+        elif isinstance(layer, MemoryLayer):
             assert cache is not None
             assert cache.window is not None
             if cache.window.active:
+                new = key.shape[2]
                 key, value, visible = layer.attend(
                     query, key, value, scaling=kwargs["scaling"], row_names=cache.row_names
                 )
                 attention_mask = additive(visible, query.dtype) if delegate.additive_mask else visible
+                if record is not None:
+                    record.joined(key, value, attention_mask, new)
             else:
                 layer.note(query)
         return delegate.function(module, query, key, value, attention_mask, *args, **kwargs)

@@ -1,0 +1,141 @@
+"""Gradient checkpointing of a long input: each layer computes every piece again in the backward pass.
+
+By then the window has moved on and the bank holds other chunks. So the first run of a layer keeps what it was given of
+the past, and a replay is given the same tensors again. They are part of the autograd graph, through which the gradient
+goes on into the pieces before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from memcore.cache import MemoryCache
+from memcore.errors import UnsupportedInputError
+
+RECORD_ARGUMENT = "memcore_record"
+"""Keyword by which a checkpointed layer hands its record to the attention function."""
+
+_CACHE_NAMES = ("past_key_values", "layer_past")
+
+
+class LayerRecord:
+    """What one layer was given of the past for one piece. It stands in for the cache when the piece is replayed.
+
+    Attributes:
+        complete: whether the first run is over.
+    """
+
+    def __init__(self, cache: MemoryCache) -> None:
+        """Start recording what this cache gives."""
+        self.complete = False
+        self._cache: MemoryCache | None = cache
+        self._cached: tuple[Tensor, Tensor] | None = None
+        self._joined: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object) -> tuple[Tensor, Tensor]:
+        """Do what the cache does (``Cache.update``), or did."""
+        if self._cache is not None:
+            all_keys, all_values = self._cache.update(keys, values, layer_idx, *args)
+            self._cached = _before(all_keys, keys), _before(all_values, values)
+            return all_keys, all_values
+        assert self._cached is not None
+        return _after(self._cached[0], keys), _after(self._cached[1], values)
+
+    def joined(self, keys: Tensor, values: Tensor, mask: Tensor | None, new: int) -> None:
+        """Keep the past that memory joined to ``new`` keys and values, and the mask it made."""
+        past = keys.shape[2] - new
+        self._joined = keys[:, :, :past], values[:, :, :past], mask
+
+    def join(self, keys: Tensor, values: Tensor, mask: Any) -> tuple[Tensor, Tensor, Any]:
+        """Join the same past to keys and values computed again."""
+        if self._joined is None:
+            return keys, values, mask
+        past_keys, past_values, mask = self._joined
+        return _after(past_keys, keys), _after(past_values, values), mask
+
+    def close(self) -> None:
+        """End the first run. The cache is let go: backward must not keep a memory alive."""
+        self.complete, self._cache = True, None
+
+    def __getattr__(self, name: str) -> Any:
+        # Only in the first run: a layer that asked more of its cache than update() could not be replayed.
+        if name.startswith("_") or self._cache is None:
+            raise AttributeError(name)
+        return getattr(self._cache, name)
+
+
+def _before(whole: Tensor, new: Tensor) -> Tensor:
+    return whole[..., : whole.shape[-2] - new.shape[-2], :]
+
+
+def _after(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat((past, new), dim=-2)
+
+
+class _Run:
+    """A layer's forward on one piece, for ``checkpoint``: called once, and again for each backward pass."""
+
+    def __init__(self, forward: functools.partial[Any], cache: MemoryCache) -> None:
+        self._record = record = LayerRecord(cache)
+        swapped = {name: record for name in _CACHE_NAMES if name in forward.keywords}
+        self._function = forward.func
+        self._args = tuple(record if each is cache else each for each in forward.args)
+        self._keywords = {**forward.keywords, **swapped, RECORD_ARGUMENT: record}
+
+    def __call__(self, *args: Any) -> Any:
+        output = self._function(*self._args, *args, **self._keywords)
+        if not self._record.complete:
+            self._record.close()
+            # The one other way from the graph to the cache.
+            self._keywords = {name: value for name, value in self._keywords.items() if not _is_cache(value)}
+        return output
+
+
+def _is_cache(value: object) -> bool:
+    return isinstance(value, MemoryCache)
+
+
+@contextmanager
+def checkpointing(decoder: Any, cache: MemoryCache) -> Iterator[bool]:
+    """Make the decoder's layers that checkpoint do so exactly, while in this context.
+
+    The reentrant kind of checkpointing runs a layer without a graph, so that no gradient would reach the pieces
+    before through their keys and values: the other kind is used in any case.
+
+    Yields:
+        What to pass as ``use_cache``, which transformers would contradict with a warning if it checkpoints.
+
+    Raises:
+        UnsupportedInputError: a checkpointing function other than torch's is set.
+    """
+    layers = [each for each in decoder.layers if getattr(each, "gradient_checkpointing", False)]
+    if not (decoder.training and layers):
+        yield True
+        return
+    functions = [layer._gradient_checkpointing_func for layer in layers]
+    for function in functions:
+        if not (isinstance(function, functools.partial) or function is checkpoint):
+            raise UnsupportedInputError(
+                f"gradient checkpointing by {function!r} cannot replay a text that is longer than the window; "
+                "use model.gradient_checkpointing_enable(), or texts within the window"
+            )
+    for layer, function in zip(layers, functions, strict=True):
+        layer._gradient_checkpointing_func = functools.partial(_checkpointed, function, cache)
+        layer._can_checkpoint_with_cache = True  # or transformers would take it away, with a warning
+    try:
+        yield False
+    finally:
+        for layer, function in zip(layers, functions, strict=True):
+            layer._gradient_checkpointing_func = function
+            del layer._can_checkpoint_with_cache
+
+
+def _checkpointed(function: Callable[..., Any], cache: MemoryCache, forward: functools.partial[Any], *args: Any) -> Any:
+    return function(_Run(forward, cache), *args, use_reentrant=False)
