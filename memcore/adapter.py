@@ -12,7 +12,7 @@ from memcore.errors import NotWrappedError, UnsupportedModelError
 from memcore.plugins import registry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 M = TypeVar("M", bound="PreTrainedModel")
 
@@ -23,9 +23,10 @@ class ModelAdapter(ABC):
     Plugins offer adapters by ``config.model_type`` (the component's name).
     """
 
-    def __init__(self, config: MemoryConfig) -> None:
-        """Take the configuration that wrapped models get."""
+    def __init__(self, config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Take the configuration that wrapped models get, and their tokenizer if an embedder needs it."""
         self.config = config
+        self.tokenizer = tokenizer
 
     @abstractmethod
     def wrap(self, model: M) -> M:
@@ -49,9 +50,14 @@ class AutoAdapter:
     """Picks the adapter for a model by its ``config.model_type``."""
 
     def __init__(
-        self, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any
+        self,
+        config: MemoryConfig | Mapping[str, object] | str | Path | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **overrides: Any,
     ) -> None:
         """Take a configuration, a mapping of its fields, a path of a file, or field names as keyword arguments."""
+        self.tokenizer = tokenizer
         self.config = MemoryConfig.from_value(config, **overrides)
 
     def wrap(self, model: M) -> M:
@@ -78,10 +84,16 @@ class AutoAdapter:
             )
         if model_type not in known:
             raise UnsupportedModelError(f"no adapter for {type(model).__name__} ({model_type}); {supported}")
-        return registry().load_component("adapters", model_type)(self.config)
+        return registry().load_component("adapters", model_type)(self.config, self.tokenizer)
 
 
-def wrap(model: M, config: MemoryConfig | Mapping[str, object] | str | Path | None = None, **overrides: Any) -> M:
+def wrap(
+    model: M,
+    config: MemoryConfig | Mapping[str, object] | str | Path | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **overrides: Any,
+) -> M:
     """Give a Hugging Face decoder model a long-term memory, in place, and return it.
 
     The model keeps its class, its weights and ``generate()``, and gains ``model.memory``.
@@ -90,6 +102,7 @@ def wrap(model: M, config: MemoryConfig | Mapping[str, object] | str | Path | No
         model: a decoder-only model of a supported family.
         config: a :class:`~memcore.MemoryConfig`, a mapping of its fields, the path of a ``.toml``, ``.yaml`` or
             ``.json`` file, or None for the defaults.
+        tokenizer: the model's, for an embedder that reads text; by default the one of the model's name or path.
         **overrides: fields that take precedence, e.g. ``window=2048``.
 
     Raises:
@@ -97,7 +110,7 @@ def wrap(model: M, config: MemoryConfig | Mapping[str, object] | str | Path | No
         UnsupportedModelError: no adapter knows the model.
         AlreadyWrappedError: it has a memory; ``unwrap`` it first.
     """
-    return AutoAdapter(config, **overrides).wrap(model)
+    return AutoAdapter(config, tokenizer=tokenizer, **overrides).wrap(model)
 
 
 def unwrap(model: M) -> M:

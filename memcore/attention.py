@@ -69,6 +69,22 @@ def place_before(keys: Tensor, starts: Tensor, end: int, geometry: RotaryGeometr
     return rotate(keys, shift[:, None, None], geometry)
 
 
+def place_at(keys: Tensor, starts: Tensor, position: int, geometry: RotaryGeometry) -> Tensor:
+    """Turn chunks of rotated keys so that every one of them lies at one position.
+
+    Args:
+        keys: ``[N, H, C, D]`` as the model rotated them, tokens of a chunk at consecutive positions.
+        starts: ``[N]`` int64 position of each chunk's first token.
+        position: where all of them go.
+        geometry: the layer's rotation.
+
+    Returns:
+        ``[N, H, C, D]``, a new tensor in the dtype of ``keys``.
+    """
+    shift = position - (starts.cpu()[:, None] + torch.arange(keys.shape[2]))
+    return rotate(keys, shift[:, None, :], geometry)
+
+
 def side_by_side(chunks: Tensor) -> Tensor:
     """Join chunks along the token axis: ``[N, H, C, D]`` to ``[H, N * C, D]``."""
     return chunks.transpose(0, 1).flatten(1, 2)

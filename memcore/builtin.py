@@ -25,13 +25,16 @@ def memcore_backends() -> list[Component]:
 
 @hookimpl
 def memcore_embedders() -> list[Component]:
-    """Offer the training-free embedders."""
+    """Offer the embedders: of keys, which are training-free, and of text."""
     module = "memcore.embedders"
     return [
         _component("mean", "the mean of the chunk's keys", module, "MeanKey"),
         _component("subblock", "mean keys of short runs of tokens, several per chunk", module, "SubBlockMeans"),
         _component("minmax", "bounds of the keys in each dimension", module, "MinMaxBounds"),
         _component("exact", "every key of the chunk", module, "EveryKey"),
+        _component(
+            "sentence-transformers", "the chunk's text, by a sentence embedder", "memcore.text_embedder", "TextEmbedder"
+        ),
     ]
 
 

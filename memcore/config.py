@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 import attrs
 
 from memcore.errors import ConfigError
-from memcore.options import describe, structure_options, unknown_field, unstructure
+from memcore.options import alternatives, describe, structure_options, unknown_field, unstructure
 
 C = TypeVar("C", bound=type)
 
@@ -67,10 +67,15 @@ def _layer_indices(_: object, attribute: attrs.Attribute[Any], value: object) ->
         )
 
 
+def _true_or_false(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{attribute.name} must be true or false, got {describe(value)}")
+
+
 def _one_of(*choices: str) -> Callable[[object, attrs.Attribute[Any], object], None]:
     def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value not in choices:
-            raise ConfigError(f"{attribute.name} must be {' or '.join(map(repr, choices))}, got {describe(value)}")
+            raise ConfigError(f"{attribute.name} must be {alternatives(choices)}, got {describe(value)}")
 
     return check
 
@@ -118,9 +123,16 @@ class MemoryConfig:
         query_distance: distance, in tokens, at which those queries see every chunk while chunks are chosen; None for
             half the window, the middle of where retrieved keys end up.
         retrieve_every: generated tokens between two retrievals.
-        positions: where retrieved keys are attended to: ``"window"``, right before the local window, within what the
-            model was trained for; or ``"original"``, where they once stood.
-        layers: decoder layers that get a memory; None for every layer that can have one.
+        positions: where retrieved keys are attended to: ``"window"``, one after the other right before the local
+            window, within what the model was trained for (the paper's Continual); ``"zero"``, all at the one position
+            before the window (the paper's Zero); or ``"original"``, where they once stood.
+        layers: decoder layers that attend to retrieved chunks; None for every layer that can (with ``memory_layer``,
+            from that one on).
+        memory_layer: None where every one of ``layers`` remembers its own keys and values and chooses for itself; or
+            the layer whose keys and values, and whose choice of chunks, serve all ``layers``, as in MemLong. A model
+            must be trained for that.
+        gate: whether every head of ``layers`` has a learnable weight on what was retrieved, which starts without
+            effect (``memory_gate``, see :mod:`memcore.gate`).
         rerank: 0 to trust the index; ``n`` to take ``n * top_k`` candidates from it and choose among them by exact
             attention scores.
     """
@@ -144,11 +156,20 @@ class MemoryConfig:
     question_tokens: int = attrs.field(default=32, validator=_integer(0))
     query_distance: int | None = attrs.field(default=None, validator=_optional_integer(0, "half the window"))
     retrieve_every: int = attrs.field(default=2, validator=_integer(1))
-    positions: Literal["window", "original"] = attrs.field(default="window", validator=_one_of("window", "original"))
+    positions: Literal["window", "zero", "original"] = attrs.field(
+        default="window", validator=_one_of("window", "zero", "original")
+    )
     layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers, validator=_layer_indices)
+    memory_layer: int | None = attrs.field(default=None, validator=_optional_integer(0, "each layer its own"))
+    gate: bool = attrs.field(default=False, validator=_true_or_false)
     rerank: int = attrs.field(default=8, validator=_integer(0))
 
     def __attrs_post_init__(self) -> None:
+        if self.memory_layer is not None and self.layers is not None and min(self.layers) < self.memory_layer:
+            raise ConfigError(
+                f"layers must not lie before memory_layer ({self.memory_layer}), which chooses the chunks for them; "
+                f"got {describe(self.layers)}"
+            )
         if self.window < self.chunk_size:
             raise ConfigError(
                 f"window ({self.window}) must hold at least one chunk: make it {self.chunk_size} or more, "

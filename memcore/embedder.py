@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 from torch import Tensor
 
 from memcore.backend import NoOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -51,6 +54,13 @@ class ChunkEmbedder(ABC):
 
     def __init__(self, options: object) -> None:  # noqa: B027
         """Take an instance of ``Options``."""
+
+    def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase | str | None) -> None:  # noqa: B027
+        """Take the model's tokenizer, its name, or None if nobody knows it; called once, before any embedding.
+
+        Raises:
+            ConfigError: this embedder reads text and has no tokenizer.
+        """
 
     @abstractmethod
     def embed_chunks(self, chunks: ChunkKeys) -> Tensor:

@@ -18,11 +18,11 @@ from memcore.options import structure_options
 from memcore.plugin_hooks import PluginHooks
 from memcore.plugins import registry
 from memcore.retriever import LayerSetup
-from memcore.rotary import RotaryGeometry
+from memcore.rotary import RotaryGeometry, same_rotation
 from memcore.session_store import SessionStore
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -58,6 +58,7 @@ class Memory:
         config: MemoryConfig,
         text_config: PreTrainedConfig,
         geometries: dict[int, RotaryGeometry | None],
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
     ) -> None:
         """Open the backend and prepare every layer.
 
@@ -65,16 +66,13 @@ class Memory:
             config: what the memory is made of.
             text_config: the decoder's transformers configuration.
             geometries: how each layer with global attention rotates keys; None where positions do not enter.
+            tokenizer: the model's, or its name; for embedders that read text.
 
         Raises:
             ConfigError: a name, an option or a layer index is wrong.
             MissingDependencyError: a chosen component needs a package that is not installed.
         """
-        unknown = sorted(set(config.layers or ()) - set(geometries))
-        if unknown:
-            raise ConfigError(
-                f"layers: {unknown} cannot have a memory in this model; those that can: {sorted(geometries)}"
-            )
+        readers = _readers(config, geometries)
         plugins = registry()
         backend = plugins.load_component("backends", config.backend)
         embedder = plugins.load_component("embedders", config.embedder)
@@ -88,6 +86,7 @@ class Memory:
         self.config = config
         self.text_config = text_config
         made, forgets = embedder(embedder_options), policy()
+        made.bind_tokenizer(tokenizer)
         # Last of what can fail: an open backend may keep others out.
         self.bank = MemoryBank(
             backend(options),
@@ -98,7 +97,8 @@ class Memory:
         self.layer_setups = [
             LayerSetup(
                 index=index,
-                remembers=config.layers is None or index in config.layers,
+                remembers=index in readers if config.memory_layer is None else index == config.memory_layer,
+                reads=index in readers,
                 geometry=geometry,
                 config=config,
                 embedder=made,
@@ -107,6 +107,7 @@ class Memory:
             for index, geometry in sorted(geometries.items())
         ]
         self._geometries = geometries
+        self._tokenizer = tokenizer
         self.progress: Callable[[int, int], None] | None = None
         self.question_tokens = config.question_tokens
         self.sessions = SessionStore(self.bank)
@@ -170,10 +171,35 @@ class Memory:
                 f"a model whose memory is on disk cannot be copied: two would write to {self.config.backend_options}; "
                 "memcore.unwrap() it first, and wrap the copy with a path of its own"
             )
-        twin = Memory(self.config, self.text_config, self._geometries)
+        twin = Memory(self.config, self.text_config, self._geometries, self._tokenizer)
         memo[id(self)] = twin
         return twin
 
     def __repr__(self) -> str:
-        layers: Sequence[int] = [setup.index for setup in self.layer_setups if setup.remembers]
+        layers: Sequence[int] = [setup.index for setup in self.layer_setups if setup.reads]
         return f"Memory(backend={self.config.backend!r}, window={self.config.window}, layers={list(layers)})"
+
+
+def _readers(config: MemoryConfig, geometries: dict[int, RotaryGeometry | None]) -> list[int]:
+    """Return the layers that attend to retrieved chunks.
+
+    Raises:
+        ConfigError: a layer that the configuration names cannot have a memory, or not that of the memory layer.
+    """
+    memory_layer = () if config.memory_layer is None else (config.memory_layer,)
+    for field, layers in (("layers", config.layers or ()), ("memory_layer", memory_layer)):
+        unknown = sorted(set(layers) - set(geometries))
+        if unknown:
+            raise ConfigError(
+                f"{field}: {unknown} cannot have a memory in this model; those that can: {sorted(geometries)}"
+            )
+    readers = sorted(config.layers or (index for index in geometries if index >= (config.memory_layer or 0)))
+    if config.memory_layer is not None:
+        source = geometries[config.memory_layer]
+        differ = [index for index in readers if not same_rotation(geometries[index], source)]
+        if differ:
+            raise ConfigError(
+                f"layers: {differ} rotate keys in another way than memory_layer ({config.memory_layer}), so they "
+                "cannot read its keys"
+            )
+    return readers

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from memcore.attention import place_before, side_by_side, visibility
+from memcore.attention import place_at, place_before, side_by_side, visibility
 from memcore.chunk import ChunkBatch
 from memcore.embedder import ChunkKeys
 from memcore.errors import UnsupportedCacheError
+from memcore.recall import Retrieved
 from memcore.retriever import LayerSetup, Retriever, take_columns
 from memcore.rotary import unrotate
 from memcore.transfer import to_device
@@ -66,8 +67,20 @@ class MemoryLayer(DynamicLayer):
 
     @property
     def remembers(self) -> bool:
-        """Whether the layer stores and retrieves."""
+        """Whether the layer stores chunks and chooses among them."""
         return self.setup.remembers
+
+    @property
+    def prefix_length(self) -> int:
+        """Columns before the window: sinks and retrieved chunks, and padding of rows that have fewer."""
+        return 0 if self._prefix is None else int(self._prefix[0].shape[2])
+
+    def memory_columns(self) -> Tensor:
+        """Say which columns before the window are retrieved chunks: ``[B, prefix_length]`` bool, on the CPU."""
+        window, prefix = self._running(), self.prefix_length
+        rows = self.recalled.get(self.setup.index, [None] * window.batch)
+        tokens = torch.tensor([0 if row is None else row.token_ids.numel() for row in rows])
+        return torch.arange(prefix) >= prefix - tokens[:, None]
 
     def _running(self) -> LocalWindow:
         if self.window is None or not self.window.under_way:
@@ -182,9 +195,8 @@ class MemoryLayer(DynamicLayer):
             self._build_prefix(window, scaling, row_names)
         if query.shape[2] > 1:
             self.note(query)
-        blocks_k, blocks_v, prefix = [self.keys, key], [self.values, value], 0
+        blocks_k, blocks_v, prefix = [self.keys, key], [self.values, value], self.prefix_length
         if self._prefix is not None:
-            prefix = self._prefix[0].shape[2]
             blocks_k.insert(0, self._prefix[0])
             blocks_v.insert(0, self._prefix[1])
         keys, values = torch.cat(blocks_k, dim=2), torch.cat(blocks_v, dim=2)
@@ -216,21 +228,15 @@ class MemoryLayer(DynamicLayer):
         """Retrieve for every row, and lay sinks and chunks out before the window."""
         starts = window.starts()
         rows_k, rows_v = [], []
-        recalled = self.recalled.setdefault(self.setup.index, [None] * window.batch)
-        for row, name in enumerate(row_names):
-            found = None
-            if self.remembers:
-                heads = self.keys.shape[1]
-                found = self._retriever.retrieve(window, row, name, kv_heads=heads, scaling=scaling)
-            keys, values = [], []
+        for row, found in enumerate(self._chosen(window, scaling, row_names)):
+            keys, values, end = [], [], starts[row]
             if found is not None:
-                recalled[row] = Recalled(ids=found.ids, starts=found.chunks.starts, token_ids=found.chunks.token_ids)
                 memory_k = to_device(found.chunks.keys, self.keys.device)
-                keys.append(side_by_side(self._placed(memory_k, found.chunks.starts, starts[row])))
+                placed, end = self._placed(memory_k, found.chunks.starts, end)
+                keys.append(side_by_side(placed))
                 values.append(side_by_side(to_device(found.chunks.values, self.values.device)))
             if self._sinks is not None and bool(window.sinks.live[row].all()):
-                end = starts[row] - sum(block.shape[1] for block in keys)
-                sinks_k = self._placed(self._sinks[0][row : row + 1], window.sinks.positions[row, :1], end)
+                sinks_k = self._before(self._sinks[0][row : row + 1], window.sinks.positions[row, :1], end)
                 keys.insert(0, sinks_k[0])
                 values.insert(0, self._sinks[1][row])
             rows_k.append(torch.cat(keys, dim=1) if keys else self.keys[row, :, :0])
@@ -246,7 +252,33 @@ class MemoryLayer(DynamicLayer):
         if min(lengths) < longest:
             self._prefix_live = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
 
-    def _placed(self, keys: Tensor, starts: Tensor, end: int) -> Tensor:
+    def _chosen(self, window: LocalWindow, scaling: float, row_names: list[str]) -> list[Retrieved | None]:
+        """Return what each row attends to, chosen here or by the memory layer."""
+        config, index, found = self.setup.config, self.setup.index, window.found
+        if self.remembers:
+            heads = self.keys.shape[1]
+            found = [
+                self._retriever.retrieve(window, row, name, kv_heads=heads, scaling=scaling)
+                for row, name in enumerate(row_names)
+            ]
+            if config.memory_layer is not None:
+                window.found = found
+        if not self.setup.reads:
+            return [None] * window.batch
+        self.recalled[index] = [
+            None if each is None else Recalled(ids=each.ids, starts=each.chunks.starts, token_ids=each.chunks.token_ids)
+            for each in found
+        ]
+        return found
+
+    def _placed(self, keys: Tensor, starts: Tensor, end: int) -> tuple[Tensor, int]:
+        """Return retrieved keys where ``config.positions`` wants them before ``end``, and where they begin."""
+        geometry = self.setup.geometry
+        if geometry is not None and self.setup.config.positions == "zero":
+            return place_at(keys, starts, end - 1, geometry), end - 1
+        return self._before(keys, starts, end), end - keys.shape[0] * keys.shape[2]
+
+    def _before(self, keys: Tensor, starts: Tensor, end: int) -> Tensor:
         if self.setup.geometry is None or self.setup.config.positions == "original":
             return keys
         return place_before(keys, starts, end, self.setup.geometry)

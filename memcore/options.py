@@ -56,6 +56,12 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
     return f"unknown field {name!r}{nearest(name, known)} (the fields are {', '.join(known) or 'none'})"
 
 
+def alternatives(choices: Sequence[object]) -> str:
+    """Return ``"'a', 'b' or 'c'"``."""
+    *first, last = map(repr, choices)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the most similar known name, or nothing."""
     matches = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
@@ -105,7 +111,7 @@ def _literal(value: object, kind: Any) -> object:
     for choice in get_args(kind):
         if type(value) is type(choice) and value == choice:
             return value
-    raise _WrongTypeError(f"must be {' or '.join(map(repr, get_args(kind)))}, got {describe(value)}")
+    raise _WrongTypeError(f"must be {alternatives(get_args(kind))}, got {describe(value)}")
 
 
 def _is(kind: Any, *bases: type) -> bool:

@@ -24,7 +24,8 @@ class LayerSetup:
 
     Attributes:
         index: the layer's index in the decoder.
-        remembers: whether it stores and retrieves; else it keeps sinks and window only.
+        remembers: whether it stores its keys and values, and chooses chunks by its queries.
+        reads: whether it attends to chunks; they are its own, or those of ``config.memory_layer``.
         geometry: how it rotates keys and queries; None if positions do not enter its attention.
         config: the model's memory configuration.
         embedder: turns its keys and queries into search vectors.
@@ -33,6 +34,7 @@ class LayerSetup:
 
     index: int
     remembers: bool
+    reads: bool
     geometry: RotaryGeometry | None
     config: MemoryConfig
     embedder: ChunkEmbedder

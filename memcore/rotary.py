@@ -25,6 +25,14 @@ class RotaryGeometry:
     interleaved: bool = False
 
 
+def same_rotation(one: RotaryGeometry | None, other: RotaryGeometry | None) -> bool:
+    """Say whether two layers, None for one without rotation, turn the same position by the same angles."""
+    if one is None or other is None:
+        return one is other
+    rest = attrs.evolve(one, inv_freq=other.inv_freq)
+    return torch.equal(one.inv_freq, other.inv_freq) and attrs.astuple(rest)[1:] == attrs.astuple(other)[1:]
+
+
 def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
     """Turn already rotated (or never rotated) vectors by ``shift`` positions.
 

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BINDING: Final = ("window", "sinks", "chunk_size", "query_tokens", "embedder", "embedder_options", "layers")
+_BINDING: Final = (
+    "window",
+    "sinks",
+    "chunk_size",
+    "query_tokens",
+    "embedder",
+    "embedder_options",
+    "layers",
+    "memory_layer",
+)
 """Fields of the configuration that what is stored depends on."""
 
 _TOKENS: Final = "tokens"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memcore.config import MemoryConfig
 from memcore.errors import UnsupportedInputError
+from memcore.recall import Retrieved
 
 
 @attrs.frozen(kw_only=True)
@@ -137,6 +138,7 @@ class LocalWindow:
         retrieve_now: whether the piece under way calls for a retrieval.
         new: columns of the piece under way (or, after it, of the last one).
         masks: visibility masks of the piece under way, shared by its layers.
+        found: what the memory layer retrieved for each row of the piece under way, for the layers that read it.
         under_way: whether a piece is passing through the model.
     """
 
@@ -154,6 +156,7 @@ class LocalWindow:
         self.under_way = False
         self.new = 0
         self.masks: dict[tuple[int, torch.device], Tensor | None] = {}
+        self.found: list[Retrieved | None] = []
         self._since_retrieval = 0
         self._raw = 0  # columns at the right end that no gather has moved
 
@@ -245,6 +248,7 @@ class LocalWindow:
     def finish(self) -> None:
         """Close the piece: its tokens count as recent from now on."""
         self.recent, self.recent_order = self.recent_after, None
+        self.found = []
         self.under_way = False
 
     def state(self) -> dict[str, Tensor]:

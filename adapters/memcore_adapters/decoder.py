@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import types
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memcore.adapter import ModelAdapter
-from memcore.errors import AlreadyWrappedError, NotWrappedError, UnsupportedModelError
+from memcore.errors import AlreadyWrappedError, MemcoreWarning, NotWrappedError, UnsupportedModelError
 from memcore.memory import Memory
 from memcore.rotary import RotaryGeometry
 from memcore_adapters.delegate import delegate_for
 from memcore_adapters.forward import make_forward
 from memcore_adapters.interface import register
+from memcore_adapters.rope_types import check_rope_types, pin, unpin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 M = TypeVar("M", bound="PreTrainedModel")
 
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
 
 class DecoderAdapter(ModelAdapter):
-    """Base of the families: decoders whose layers are ``decoder.layers`` with a ``self_attn`` in the registry.
+    """Serves any decoder whose attention goes through the transformers registry and whose keys turn by halves.
 
-    A family overrides what differs: :meth:`decoder`, :meth:`is_global`, :meth:`geometry`, :meth:`check`.
+    A family that differs overrides what differs: :meth:`is_global`, :meth:`geometry`, :meth:`check`,
+    :meth:`check_call`. Names of layers and attention modules do not matter.
     """
 
     def decoder(self, model: Any) -> Any:
@@ -34,30 +36,53 @@ class DecoderAdapter(ModelAdapter):
     def is_global(self, decoder: Any, layer_idx: int) -> bool:
         """Say whether a layer attends to everything before it."""
         kinds = getattr(decoder.config, "layer_types", None)
-        return kinds is None or kinds[layer_idx] == "full_attention"
+        if kinds is None:
+            return all(getattr(decoder.config, span, None) is None for span in ("sliding_window", "attention_chunk_size"))
+        return bool(kinds[layer_idx] == "full_attention")
 
     def geometry(self, decoder: Any, layer_idx: int) -> RotaryGeometry | None:
-        """Return how a layer rotates its keys."""
-        rotary = decoder.rotary_emb
-        return RotaryGeometry(inv_freq=rotary.inv_freq, attention_scaling=rotary.attention_scaling)
+        """Return how a layer rotates its keys; None if positions do not enter its attention.
+
+        Raises:
+            UnsupportedModelError: that cannot be told.
+        """
+        rotary = getattr(decoder, "rotary_emb", None)
+        kinds = getattr(decoder.config, "layer_types", None)
+        # With several kinds of layers, each may have frequencies of its own.
+        prefix = f"{kinds[layer_idx]}_" if kinds and hasattr(rotary, f"{kinds[layer_idx]}_inv_freq") else ""
+        if not hasattr(rotary, f"{prefix}inv_freq"):
+            raise UnsupportedModelError(
+                f"{type(decoder).__name__} has no rotary_emb with inv_freq, so how it marks positions is not known; an "
+                "adapter of its own must say so in geometry()"
+            )
+        # Those of the model as it was made: a long text may have changed the others.
+        inv_freq = getattr(rotary, f"{prefix}original_inv_freq", getattr(rotary, f"{prefix}inv_freq"))
+        return RotaryGeometry(
+            inv_freq=inv_freq.clone(), attention_scaling=getattr(rotary, f"{prefix}attention_scaling", 1.0)
+        )
 
     def check(self, decoder: Any) -> None:
-        """Refuse what this adapter cannot serve exactly.
+        """Refuse a model that this adapter cannot serve exactly.
 
         Raises:
             UnsupportedModelError: with the reason.
         """
-        if not getattr(decoder, "_can_set_attn_implementation", bool)():
-            raise UnsupportedModelError(f"{type(decoder).__name__} does not use the transformers attention registry")
-        parameters = getattr(decoder.config, "rope_parameters", None) or {}
-        kinds = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]
-        for each in kinds:
-            kind = each.get("rope_type", "default")
-            if kind not in _ROPE_TYPES:
-                raise UnsupportedModelError(
-                    f"rope_type {kind!r} changes its frequencies with the length of the input, so stored keys cannot "
-                    f"be moved exactly; supported: {', '.join(_ROPE_TYPES)}"
-                )
+        if getattr(decoder.config, "use_bidirectional_attention", False):
+            raise UnsupportedModelError(
+                f"this {type(decoder).__name__} attends in both directions (use_bidirectional_attention); "
+                "memory is for causal models"
+            )
+
+    def check_call(self, decoder: Any, kwargs: dict[str, Any]) -> None:
+        """Refuse a call that the model cannot serve, before anything is done for it.
+
+        Args:
+            decoder: the wrapped decoder.
+            kwargs: the call's arguments, by name.
+
+        Raises:
+            UnsupportedInputError: with the reason.
+        """
 
     def wrap(self, model: M) -> M:
         """Give the model a memory, in place, and return it; see :meth:`memcore.ModelAdapter.wrap`."""
@@ -66,18 +91,20 @@ class DecoderAdapter(ModelAdapter):
             raise AlreadyWrappedError(
                 f"{type(model).__name__} already has a memory; memcore.unwrap(model) takes it away"
             )
+        globals_ = self._global_layers(decoder)
+        _check_registry(decoder, globals_)
         self.check(decoder)
+        note = check_rope_types(decoder, self.config)
         implementation = decoder.config._attn_implementation
         delegate = delegate_for(decoder, implementation)
-        globals_ = [index for index in range(len(decoder.layers)) if self.is_global(decoder, index)]
-        if not globals_:
-            raise UnsupportedModelError(f"{type(model).__name__} has no layer with global attention, none to remember")
         memory = Memory(self.config, decoder.config, {index: self.geometry(decoder, index) for index in globals_})
-        name = register(delegate)
-        model.set_attn_implementation(name)
+        if note:
+            warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
+        model.set_attn_implementation(register(delegate))
+        pin(decoder)
         decoder._memcore_memory = memory
         decoder._memcore_inner = decoder.__dict__.get("forward")
-        decoder.forward = types.MethodType(make_forward(type(decoder)), decoder)
+        decoder.forward = types.MethodType(make_forward(type(decoder), self.check_call), decoder)
         model.memory = memory  # type: ignore[assignment]
         model._memcore_adapter = self  # type: ignore[assignment]
         decoder._memcore_implementation = implementation
@@ -93,7 +120,41 @@ class DecoderAdapter(ModelAdapter):
             del decoder.forward
         else:
             decoder.forward = decoder._memcore_inner
+        unpin(decoder)
         model.set_attn_implementation(decoder._memcore_implementation)
         del decoder._memcore_memory, decoder._memcore_inner, decoder._memcore_implementation
         del model.memory, model._memcore_adapter
         return model
+
+    def _global_layers(self, decoder: Any) -> list[int]:
+        found = [index for index in range(decoder.config.num_hidden_layers) if self.is_global(decoder, index)]
+        if found:
+            return found
+        span = getattr(decoder.config, "sliding_window", None)
+        cure = (
+            f"every layer sees the last {span} tokens only (sliding_window). If the model works without that, load it "
+            "with sliding_window=None"
+            if span is not None
+            else "no layer sees all that came before"
+        )
+        raise UnsupportedModelError(f"{type(decoder).__name__} has no layer with global attention to remember: {cure}")
+
+
+def _check_registry(decoder: Any, layers: list[int]) -> None:
+    """Refuse a model whose attention would never call what memcore registers."""
+    using = {
+        module.layer_idx
+        for module in decoder.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and _uses_registry(type(module))
+    }
+    missing = [index for index in layers if index not in using]
+    if missing or not getattr(decoder, "_can_set_attn_implementation", bool)():
+        raise UnsupportedModelError(
+            f"attention of {type(decoder).__name__} bypasses the transformers attention registry "
+            f"(layers {missing or layers}), so memory cannot be put in front of it"
+        )
+
+
+def _uses_registry(module_class: type) -> bool:
+    code = getattr(inspect.unwrap(module_class.forward), "__code__", None)  # type: ignore[attr-defined]
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names

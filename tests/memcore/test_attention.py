@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import reference_attention, reference_rotation
 
-from memcore.attention import additive, place_before, side_by_side, visibility
+from memcore.attention import additive, place_at, place_before, side_by_side, visibility
 from memcore.rotary import RotaryGeometry, rotate, unrotate
 
 GEOMETRIES = {
@@ -45,6 +45,15 @@ def test_rotating_bfloat16_costs_only_its_own_rounding() -> None:
     exact = reference_rotation(x, torch.full((64,), -70_000), geometry)
     assert moved.dtype == torch.bfloat16
     assert torch.equal(moved, exact.float().bfloat16()) or (moved.double() - exact).abs().max() < 2**-7
+
+
+@geometries
+def test_all_keys_can_go_to_one_position(geometry: RotaryGeometry) -> None:
+    torch.manual_seed(4)
+    plain, starts = torch.randn(3, 2, 5, 16), torch.tensor([40, 990, 7_000])
+    keys = reference_rotation(plain, starts[:, None, None] + torch.arange(5), geometry).float()
+    expected = reference_rotation(plain, torch.full((5,), 7_999), geometry).float()
+    torch.testing.assert_close(place_at(keys, starts, 7_999, geometry), expected, atol=1e-5, rtol=0)
 
 
 @geometries

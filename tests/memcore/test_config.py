@@ -53,7 +53,10 @@ def test_segment_overrides_half_the_window() -> None:
         ({"segment": 0}, "segment must be an integer of at least 1, or None for half the window, got 0"),
         ({"capacity": 63}, r"capacity \(63\) must hold at least one chunk"),
         ({"capacity": "all"}, "capacity must be an integer of at least 1, or None for no limit, got 'all'"),
-        ({"positions": "absolute"}, "positions must be 'window' or 'original', got 'absolute'"),
+        ({"positions": "absolute"}, "positions must be 'window', 'zero' or 'original', got 'absolute'"),
+        ({"gate": 1}, "gate must be true or false, got 1"),
+        ({"memory_layer": -1}, "memory_layer must be an integer of at least 0, or None for each layer its own, got -1"),
+        ({"memory_layer": 5, "layers": [4, 6]}, r"layers must not lie before memory_layer \(5\).*got \(4, 6\)"),
         ({"layers": []}, "layers must be layer indices"),
         ({"layers": [1, 1]}, "layers must be layer indices"),
         ({"layers": [-1]}, "layers must be layer indices"),
@@ -101,7 +104,7 @@ def test_deepcopy_is_equal() -> None:
     spare=st.integers(0, 500),
     top_k=st.integers(1, 64),
     layers=st.none() | st.sets(st.integers(0, 80), min_size=1).map(sorted),
-    positions=st.sampled_from(["window", "original"]),
+    positions=st.sampled_from(["window", "zero", "original"]),
 )
 def test_dict_round_trip(chunk_size: int, spare: int, top_k: int, layers: Any, positions: Any) -> None:
     config = MemoryConfig(

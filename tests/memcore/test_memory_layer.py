@@ -5,7 +5,7 @@ The reference keeps every key as it was before rotation and asks the layer only 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 import pytest
@@ -39,7 +39,8 @@ def run(config: MemoryConfig, *, remembers: bool = True) -> list[tuple[int, Tens
     bank = MemoryBank(ExactBackend(ExactOptions()), FifoEviction(), capacity=None)
     embedder = SubBlockMeans(structure_options(SubBlockMeans.Options, {"block": 4}))
     recalled: dict[int, list[Recalled | None]] = {}
-    setup = LayerSetup(index=0, remembers=remembers, geometry=GEOMETRY, config=config, embedder=embedder, bank=bank)
+    setup = LayerSetup(index=0, remembers=remembers, reads=remembers, geometry=GEOMETRY, config=config,
+                       embedder=embedder, bank=bank)  # fmt: skip
     layer, window, out = MemoryLayer(setup, recalled), LocalWindow(config, 1), []
     layer.window = window
     cut = pieces(110, 0, room=window.room, segment=config.segment_length, question_tokens=config.question_tokens)
@@ -78,9 +79,13 @@ def _expected(
     where: dict[int, int] = {t: t for t in range(local, end)}  # token: position it is attended at
     if window.active:
         remembered = [start + i for start in starts for i in range(config.chunk_size)]
-        before = [*range(config.sinks), *remembered]
-        moved = config.positions == "window"
-        where |= {t: local - len(before) + i if moved else t for i, t in enumerate(before)}
+        span = min(1, len(remembered)) if config.positions == "zero" else len(remembered)
+        places = {
+            "original": [*range(config.sinks), *remembered],
+            "window": [local - config.sinks - span + i for i in range(config.sinks + span)],
+            "zero": [*(local - config.sinks - span + i for i in range(config.sinks)), *[local - 1] * len(remembered)],
+        }
+        where |= dict(zip([*range(config.sinks), *remembered], places[config.positions], strict=True))
     order = torch.tensor(sorted(where))
     keys = reference_rotation(key[:, :, order], torch.tensor([where[int(t)] for t in order]), GEOMETRY)
     queries = reference_rotation(query[:, :, begin:end], torch.arange(begin, end), GEOMETRY)
@@ -89,14 +94,14 @@ def _expected(
 
 
 CONFIG = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, question_tokens=5, retrieve_every=3)
-PLACES: tuple[Literal["window", "original"], ...] = ("window", "original")
+Places = Literal["window", "zero", "original"]
 
 
-@pytest.mark.parametrize("positions", PLACES)
+@pytest.mark.parametrize("positions", get_args(Places))
 @pytest.mark.parametrize("sinks", [0, 4])
 @pytest.mark.parametrize("rerank", [0, 2])
 def test_each_piece_attends_to_sinks_recalled_chunks_and_window_in_one_softmax(
-    positions: Literal["window", "original"], sinks: int, rerank: int
+    positions: Places, sinks: int, rerank: int
 ) -> None:
     steps = run(attrs.evolve(CONFIG, positions=positions, sinks=sinks, rerank=rerank))
     assert any(len(starts) == CONFIG.top_k for _, _, starts in steps)
