@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ from memcore_lmdb.copying import clear_unfinished, copy_namespace
 from memcore_lmdb.environment import Environment, Writing
 from memcore_lmdb.folder import WRITER_LOCK, prepare_folder
 from memcore_lmdb.format import RECORD, keys_from, name_key, unpack_name, unpack_named
+from memcore_lmdb.held_vectors import HeldVectors
 from memcore_lmdb.namespace import Namespace
 from memcore_lmdb.options import LmdbOptions
 from memcore_lmdb.overlay import Overlay
@@ -43,9 +45,9 @@ class LmdbBackend(PersistentBackend):
     """Keeps chunks in one LMDB file, which one instance writes and any number read, in any process.
 
     What is stored, evicted or dropped lies in memory until ``flush`` commits all of it at once, or until it is more
-    than ``write_buffer``. Nothing else is held in memory but ids: searches and fetches read the mapped file, so a
-    memory may be larger than RAM. Search compares every vector and is exact. Tensors come back on the CPU and are
-    copies.
+    than ``write_buffer``. Beside that, ids are held in memory, and up to ``hold_vectors`` bytes of embeddings of small
+    namespaces; all else is read where the file is mapped, so a memory may be larger than RAM. Search compares every
+    vector and is exact. Tensors come back on the CPU and are copies.
 
     A ``flush`` that fails, for want of disk space for example, loses nothing: it can be tried again. So can ``close``,
     which then leaves the backend open.
@@ -73,6 +75,8 @@ class LmdbBackend(PersistentBackend):
         self._overlay = Overlay()
         self._arena = Arena(options.write_buffer)
         self._checks = Checks(options.verify)
+        # Checksums that are always to be compared are those of the file.
+        self._held = HeldVectors(0 if options.verify == "always" else options.hold_vectors)
         self._environment, release = _open(options)
         self._catalogue = Catalogue()
         # Without close() what was flushed is safe, and the folder must not stay locked.
@@ -85,7 +89,7 @@ class LmdbBackend(PersistentBackend):
 
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
         """Add chunks: see :meth:`memcore.backend.MemoryBackend.store`."""
-        with self._writing(), torch.no_grad():
+        with self._using(to_write=True), torch.no_grad():
             state = self._find(namespace) or Namespace.new(namespace, chunks, self._options.compression)
             state.check(chunks)
             size = state.layout.nbytes(len(chunks), int(chunks.lengths.sum()))
@@ -98,15 +102,15 @@ class LmdbBackend(PersistentBackend):
 
     def retrieve(self, namespace: str, queries: Tensor, top_k: int) -> SearchResult:
         """Find chunks: see :meth:`memcore.backend.MemoryBackend.retrieve`."""
-        with self._reading() as txn, torch.no_grad():
+        with self._using(), self._environment.read() as txn:
             if top_k < 1:
                 raise ConfigError(f"top_k must be at least 1, got {top_k}")
             found = self._find(namespace, txn)
             queries = check_queries(queries, None if found is None else found.record.shape.size).cpu()
-            if found is None or not found.count or not len(queries):
+            if found is None or not found.count or not queries.shape[0]:
                 shape = (len(queries), top_k)
                 return SearchResult(ids=torch.full(shape, NO_CHUNK), scores=torch.full(shape, -torch.inf))
-            return search(txn, found, queries, top_k, self._checks)
+            return search(txn, found, queries, top_k, self._checks, self._held)
 
     def fetch(self, namespace: str, ids: Tensor) -> ChunkBatch:
         """Return chunks, copied out of the file once: see :meth:`memcore.backend.MemoryBackend.fetch`.
@@ -114,19 +118,19 @@ class LmdbBackend(PersistentBackend):
         Raises:
             CorruptedError: a chunk is damaged; the message names it. The others can be fetched.
         """
-        with self._reading() as txn, torch.no_grad():
+        with self._using(), self._environment.read() as txn:
             return read_chunks(txn, self._existing(namespace, txn), ids, self._checks)
 
     def evict(self, namespace: str, ids: Tensor) -> None:
         """Remove chunks: see :meth:`memcore.backend.MemoryBackend.evict`."""
-        with self._writing():
+        with self._using(to_write=True):
             state = self._existing(namespace)
             state.rows(ids)
             self._edit(namespace, state).evict(ids)
 
     def drop(self, namespace: str) -> None:
         """Remove a namespace: see :meth:`memcore.backend.MemoryBackend.drop`."""
-        with self._writing():
+        with self._using(to_write=True):
             found = self._find(namespace)
             if found is None:
                 return
@@ -148,13 +152,13 @@ class LmdbBackend(PersistentBackend):
 
     def namespaces(self) -> list[str]:
         """Return the names of all namespaces, sorted."""
-        with self._reading() as txn:
+        with self._using(), self._environment.read() as txn:
             names = set(self._catalogue.records(txn, self._environment.file)) - self._overlay.namespaces.keys()
             return sorted(names | {name for name, state in self._overlay.namespaces.items() if state is not None})
 
     def nbytes(self, namespace: str | None = None) -> int:
         """Return the bytes of embeddings and payloads, of chunks in the file and of those that are to be written."""
-        with self._reading() as txn:
+        with self._using(), self._environment.read() as txn:
             if namespace is not None:
                 found = self._find(namespace, txn)
                 return found.nbytes() if found else 0
@@ -167,7 +171,7 @@ class LmdbBackend(PersistentBackend):
 
     def copy(self, source: str, target: str) -> None:
         """Copy a namespace, ids and all, inside of the file, and commit it: so it flushes, and takes little memory."""
-        with self._writing():
+        with self._using(to_write=True):
             if source == target:
                 return
             self.flush()
@@ -189,6 +193,7 @@ class LmdbBackend(PersistentBackend):
             committed = self._environment.write(self._overlay.write, self._overlay.nbytes)
             for number in self._overlay.dropped:
                 self._checks.forget(number)
+                self._held.forget(number)
             self._overlay = Overlay()
             self._arena.reset()
             for namespace in committed:
@@ -196,7 +201,7 @@ class LmdbBackend(PersistentBackend):
 
     def write_record(self, name: str, value: bytes) -> None:
         """Keep a value under a name, in place of what was there."""
-        with self._writing():
+        with self._using(to_write=True):
             self._make_room(len(value))
             self._overlay.records[name] = bytes(value)
             self._overlay.nbytes += len(value)
@@ -207,7 +212,7 @@ class LmdbBackend(PersistentBackend):
         Raises:
             CorruptedError: it is damaged.
         """
-        with self._reading() as txn:
+        with self._using(), self._environment.read() as txn:
             if name in self._overlay.records:
                 return self._overlay.records[name]
             value = txn.get(name_key(RECORD, name))
@@ -215,13 +220,13 @@ class LmdbBackend(PersistentBackend):
 
     def drop_record(self, name: str) -> None:
         """Remove a record; do nothing if there is none."""
-        with self._writing():
+        with self._using(to_write=True):
             if self.read_record(name) is not None:
                 self._overlay.records[name] = None
 
     def record_names(self) -> list[str]:
         """Return the names of all records, sorted."""
-        with self._reading() as txn:
+        with self._using(), self._environment.read() as txn:
             cursor = txn.cursor()
             names = {unpack_name(cursor.value()) for _ in keys_from(cursor, RECORD)} - self._overlay.records.keys()
             return sorted(names | {name for name, value in self._overlay.records.items() if value is not None})
@@ -233,7 +238,7 @@ class LmdbBackend(PersistentBackend):
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Read everything that was committed: see :meth:`memcore.backend.PersistentBackend.verify`."""
-        with self._reading() as txn:
+        with self._using(), self._environment.read() as txn:
             return verify(txn, progress)
 
     def compact(self) -> None:
@@ -244,7 +249,7 @@ class LmdbBackend(PersistentBackend):
         Raises:
             BackendError: there is no room for both files; everything is as it was.
         """
-        with self._writing():
+        with self._using(to_write=True):
             self.flush()
             self._environment.compact()
 
@@ -262,30 +267,9 @@ class LmdbBackend(PersistentBackend):
         self._closed = True
         self._release()
 
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
+    def _using(self, *, to_write: bool = False) -> _Turn:
         """Let nobody else in, and see that this instance may be used."""
-        if os.getpid() != self._pid:
-            raise BackendError(
-                f"this {type(self).__name__} was opened in process {self._pid} and is used in {os.getpid()}: LMDB must "
-                "not be used across a fork; open the memory again here"
-            )
-        with self._environment.lock:
-            if self._closed:
-                raise ClosedError(f"{type(self).__name__} was closed")
-            yield
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._using():
-            if self.read_only:
-                raise ReadOnlyError(f"the memory in {self._options.path} was opened with read_only=True")
-            yield
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[Any]:
-        with self._using(), self._environment.read() as txn:
-            yield txn
+        return _Turn(self, to_write)
 
     def _find(self, namespace: str, txn: Any = None) -> Namespace | None:
         if namespace in self._overlay.namespaces:
@@ -314,6 +298,35 @@ class LmdbBackend(PersistentBackend):
         if full:
             self.flush()
         return full
+
+
+class _Turn(AbstractContextManager[None]):
+    """What :meth:`LmdbBackend._using` gives: a class, as generators take longer than many a call."""
+
+    __slots__ = ("_backend", "_to_write")
+
+    def __init__(self, backend: LmdbBackend, to_write: bool) -> None:
+        self._backend = backend
+        self._to_write = to_write
+
+    def __enter__(self) -> None:
+        backend = self._backend
+        if os.getpid() != backend._pid:
+            raise BackendError(
+                f"this {type(backend).__name__} was opened in process {backend._pid} and is used in {os.getpid()}: "
+                "LMDB must not be used across a fork; open the memory again here"
+            )
+        backend._environment.lock.acquire()
+        if backend._closed or (self._to_write and backend.read_only):
+            backend._environment.lock.release()
+            if backend._closed:
+                raise ClosedError(f"{type(backend).__name__} was closed")
+            raise ReadOnlyError(f"the memory in {backend._options.path} was opened with read_only=True")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._backend._environment.lock.release()
 
 
 def _open(options: LmdbOptions) -> tuple[Environment, Callable[[], None]]:

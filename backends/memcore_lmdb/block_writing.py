@@ -41,7 +41,7 @@ Part = Block | NewRows
 
 def rows_per_block(shape: ChunkShape) -> int:
     """Return how many chunks' vectors a block may hold."""
-    return max(1, BLOCK_BYTES // max(1, shape.vectors * shape.size * torch.float32.itemsize))
+    return max(1, BLOCK_BYTES // max(1, shape.vector_bytes))
 
 
 def write_blocks(

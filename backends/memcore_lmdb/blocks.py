@@ -48,7 +48,7 @@ class Block:
     checked: bool = False
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return int(self.entries.shape[0])  # quicker than its len()
 
     def without(self, gone: Tensor) -> Block:
         """Return the block without the entries where ``gone``, ``[M]`` bool, is true."""
@@ -111,7 +111,7 @@ def read_vectors(txn: Any, number: int, block: Block, shape: ChunkShape, where: 
 
 def check_vectors(value: memoryview | None, block: Block, shape: ChunkShape, where: str) -> None:
     """Raise CorruptedError unless this value may be the vectors of a block, by its size."""
-    expected = block.rows * shape.vectors * shape.size * torch.float32.itemsize
+    expected = block.rows * shape.vector_bytes
     if value is None or len(value) != expected:
         found = "missing" if value is None else f"{len(value)} bytes instead of {expected}"
         raise CorruptedError(

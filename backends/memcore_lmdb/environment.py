@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import RLock
+from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import attrs
@@ -104,16 +106,14 @@ class Environment:
         """The file that is open; compaction puts another in its place, in which transactions are counted anew."""
         return self._file
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[Any]:
+    def read(self) -> AbstractContextManager[Any]:
         """Give a transaction that reads what was last committed; its values are views, for as long as the block.
 
         Raises:
             CorruptedError: LMDB stumbles over the file.
             BackendError: LMDB fails in another way.
         """
-        with self.lock, self._explained(), self._begin() as txn:
-            yield txn
+        return _Reading(self)
 
     def write(self, change: Callable[[Any], T], size: int) -> T:
         """Call ``change`` with a transaction, commit, and return what it returned.
@@ -264,7 +264,7 @@ class Environment:
 
     def _begin(self) -> Any:
         """Begin to read, from the current file and with a map as large as it is."""
-        if self._writing is None and not self._file.exists():
+        if self._writing is None and not os.path.exists(self._file):
             self._shut()  # another process has compacted
             self._open()
         for _ in range(_TRIES):
@@ -318,16 +318,24 @@ class Environment:
         """Turn what LMDB and the operating system raise into memcore's errors."""
         try:
             yield
-        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+        except (lmdb.Error, OSError) as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException | None) -> None:
+        """Raise memcore's error in place of one of LMDB or the operating system; return if it is none of those."""
+        if isinstance(
+            error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+        ):
             raise CorruptedError(
                 f"{self._file} is no LMDB file or a damaged one ({error}); restore it from a copy, or name another "
                 "folder"
             ) from error
-        except lmdb.MapFullError as error:
+        if isinstance(error, lmdb.MapFullError):
             raise BackendError(f"the memory in {self.folder} is full: {error}") from error
-        except (lmdb.Error, OSError) as error:
-            if isinstance(error, FileNotFoundError) and self._env is None:
-                raise
+        if isinstance(error, FileNotFoundError) and self._env is None:
+            return
+        if isinstance(error, (lmdb.Error, OSError)):
             raise BackendError(f"the memory in {self.folder} cannot be read or written: {error}") from error
 
     def _abandon(self) -> None:
@@ -335,6 +343,37 @@ class Environment:
         self.users = 0
         self._writing = None
         self._shut()
+
+
+class _Reading(AbstractContextManager[Any]):
+    """What :meth:`Environment.read` gives: a class, as generators take longer than many a read."""
+
+    __slots__ = ("_environment", "_txn")
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> Any:
+        environment = self._environment
+        environment.lock.acquire()
+        try:
+            self._txn = environment._begin()
+        except BaseException as error:
+            try:
+                environment._explain(error)
+            finally:
+                environment.lock.release()
+            raise
+        return self._txn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._txn.abort()
+            self._environment._explain(error)
+        finally:
+            self._environment.lock.release()
 
 
 def _write_header(txn: Any) -> None:

@@ -191,6 +191,11 @@ class ChunkShape:
         )
 
     @property
+    def vector_bytes(self) -> int:
+        """Bytes of one chunk's vectors."""
+        return self.vectors * self.size * torch.float32.itemsize
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself.
 

@@ -68,6 +68,11 @@ class Namespace:
         return f"namespace {self.record.name!r}"
 
     @property
+    def in_blocks(self) -> int:
+        """Chunks in ``blocks``."""
+        return self._count
+
+    @property
     def count(self) -> int:
         """Chunks it holds."""
         return self._count + len(self.staged)

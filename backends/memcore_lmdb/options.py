@@ -29,6 +29,8 @@ class LmdbOptions:
             disk space.
         max_map_size: bytes that the file may never grow beyond; None for any number.
         write_buffer: bytes of chunks and records held in memory before they are committed without a ``flush``.
+        hold_vectors: bytes of embeddings held in memory, of namespaces that were searched and whose embeddings are no
+            more than that, so that the next search is one product; not with ``verify="always"``. 0 for none.
         verify: when checksums are compared: ``"first"``, the first time this instance reads a chunk; ``"always"``,
             each time; ``"never"``, only by ``verify()``.
         lock_timeout: seconds to wait for another writer to close.
@@ -43,6 +45,7 @@ class LmdbOptions:
     map_size: int = attrs.field(default=1 << 30, validator=_whole(16 * _PAGE))
     max_map_size: int | None = attrs.field(default=None, validator=optional(_whole(16 * _PAGE)))
     write_buffer: int = attrs.field(default=256 << 20, validator=_whole(0))
+    hold_vectors: int = attrs.field(default=64 << 20, validator=_whole(0))
     verify: Literal["first", "always", "never"] = attrs.field(
         default="first", validator=in_(("first", "always", "never"))
     )

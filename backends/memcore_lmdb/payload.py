@@ -91,8 +91,7 @@ class PayloadLayout:
 
     def nbytes(self, count: int, tokens: int) -> int:
         """Return the bytes of embeddings and payloads of ``count`` chunks that have ``tokens`` tokens together."""
-        vectors: int = self.shape.vectors * self.shape.size * torch.float32.itemsize
-        return count * (self._fixed + vectors) + tokens * self._per_token
+        return count * (self._fixed + self.shape.vector_bytes) + tokens * self._per_token
 
     def encode(self, chunks: ChunkBatch, arena: Arena) -> list[memoryview]:
         """Return the payload of each chunk, in memory of the arena.

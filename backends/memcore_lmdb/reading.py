@@ -82,7 +82,7 @@ def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, 
     if not ids:
         return []
     shape, number = namespace.record.shape, namespace.record.number
-    size = shape.vectors * shape.size * 4
+    size = shape.vector_bytes
     entries = namespace.entries[rows]
     places = namespace.block_numbers(rows)
     values = {}

@@ -10,15 +10,18 @@ from torch import Tensor
 from memcore.chunk import NO_CHUNK, SearchResult
 from memcore.errors import CorruptedError
 from memcore.exact_backend import best_products
-from memcore_lmdb.blocks import ID, ROW, Block, damaged_entries, read_vectors
+from memcore_lmdb.blocks import ROW, Block, damaged_entries, read_vectors
 from memcore_lmdb.checks import Checks
+from memcore_lmdb.held_vectors import HeldVectors
 from memcore_lmdb.namespace import Namespace
 
 _WAITING: Final = 1 << 20
 """Scores that may wait for the best of them to be chosen, 4 MB."""
 
 
-def search(txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: Checks) -> SearchResult:
+def search(
+    txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: Checks, held: HeldVectors
+) -> SearchResult:
     """Compare every vector of every chunk with the queries.
 
     Args:
@@ -27,6 +30,7 @@ def search(txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: 
         queries: ``[Q, E]`` float32, at least one, finite.
         top_k: at least 1.
         checks: which checksums to compare.
+        held: embeddings that need not be read.
 
     Returns:
         Ids and scores ``[Q, top_k]``, ``NO_CHUNK`` where there are fewer.
@@ -34,23 +38,35 @@ def search(txn: Any, namespace: Namespace, queries: Tensor, top_k: int, checks: 
     Raises:
         CorruptedError: embeddings are damaged.
     """
-    best = _Best(len(queries), top_k)
-    # Autocast would compute the products in half precision.
-    with torch.autocast("cpu", enabled=False):
+    if torch.is_autocast_enabled("cpu"):
+        # It would compute the products in half precision. Turning it off where it is not on is dear for short searches.
+        with torch.autocast("cpu", enabled=False):
+            return search(txn, namespace, queries, top_k, checks, held)
+
+    def read(block: Block) -> Tensor:
+        vectors = read_vectors(txn, namespace.record.number, block, namespace.record.shape, namespace.where)
+        if checks.block_due(block.checked):
+            _check(vectors, block, namespace.where)
+        return vectors
+
+    best = _Best(top_k)
+    rows = held.rows(namespace, read)
+    if rows is not None:
+        best.add(best_products(rows, queries))
+    else:
         for block in namespace.blocks:
-            if not len(block):
-                continue
-            vectors = read_vectors(txn, namespace.record.number, block, namespace.record.shape, namespace.where)
-            if checks.block_due(block.checked):
-                _check(vectors, block, namespace.where)
-            scores = best_products(vectors, queries)
-            if len(block) < block.rows:
-                scores = scores[:, block.entries[:, ROW]]
-            best.add(block.entries[:, ID], scores)
-        if len(namespace.staged):
-            ids = torch.tensor(namespace.staged.ids, dtype=torch.int64)
-            best.add(ids, best_products(namespace.staged.vectors(), queries))
-    return best.result()
+            if len(block):
+                scores = best_products(read(block), queries)
+                best.add(scores if len(block) == block.rows else scores[:, block.entries[:, ROW]])
+    if len(namespace.staged):
+        best.add(best_products(namespace.staged.vectors(), queries))
+    places, scores = best.result()
+    ids = namespace.ids.take(places)
+    missing = top_k - ids.shape[1]
+    if missing:
+        ids = torch.nn.functional.pad(ids, (0, missing), value=NO_CHUNK)
+        scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    return SearchResult(ids=ids, scores=scores)
 
 
 def _check(vectors: Tensor, block: Block, where: str) -> None:
@@ -66,34 +82,36 @@ def _check(vectors: Tensor, block: Block, where: str) -> None:
 
 
 class _Best:
-    """The best chunks so far, for each of ``Q`` queries."""
+    """The best chunks so far, for each of ``Q`` queries, by their places in the order in which they were added."""
 
-    def __init__(self, queries: int, top_k: int) -> None:
-        self._queries = queries
+    def __init__(self, top_k: int) -> None:
         self._top_k = top_k
-        self._ids: list[Tensor] = [torch.full((queries, 0), NO_CHUNK)]
-        self._scores: list[Tensor] = [torch.empty(queries, 0)]
-        self._waiting = 0
+        self._waiting: list[Tensor] = []
+        self._numbers = 0  # that wait
+        self._added = 0  # chunks, without those that wait
+        self._best: tuple[Tensor, Tensor] | None = None
 
-    def add(self, ids: Tensor, scores: Tensor) -> None:
-        """Add chunks ``[n]`` with their scores ``[Q, n]``."""
-        self._ids.append(ids.expand(self._queries, -1))
-        self._scores.append(scores)
-        self._waiting += scores.numel()
-        if self._waiting > _WAITING:
+    def add(self, scores: Tensor) -> None:
+        """Add the next ``n`` chunks, by their scores ``[Q, n]``, at least one."""
+        self._waiting.append(scores)
+        self._numbers += scores.numel()
+        if self._numbers > _WAITING:
             self._settle()
 
-    def result(self) -> SearchResult:
-        """Return the best, best first."""
-        self._settle()
-        ids, scores = self._ids[0], self._scores[0]
-        missing = self._top_k - ids.shape[1]
-        return SearchResult(
-            ids=torch.nn.functional.pad(ids, (0, missing), value=NO_CHUNK),
-            scores=torch.nn.functional.pad(scores, (0, missing), value=-torch.inf),
-        )
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return places and scores of the best, ``[Q, k]``, best first, after at least one was added."""
+        if self._waiting:
+            self._settle()
+        assert self._best is not None
+        return self._best
 
     def _settle(self) -> None:
-        ids, scores = torch.cat(self._ids, dim=1), torch.cat(self._scores, dim=1)
-        best = scores.topk(min(self._top_k, scores.shape[1]), dim=1)
-        self._ids, self._scores, self._waiting = [ids.gather(1, best.indices)], [best.values], 0
+        scores = torch.cat(self._waiting, dim=1) if len(self._waiting) > 1 else self._waiting[0]
+        new = scores.topk(min(self._top_k, scores.shape[1]), dim=1)
+        best = (new.indices + self._added if self._added else new.indices, new.values)
+        if self._best is not None:
+            places, values = (torch.cat(pair, dim=1) for pair in zip(self._best, best, strict=True))
+            chosen = values.topk(min(self._top_k, values.shape[1]), dim=1)
+            best = (places.gather(1, chosen.indices), chosen.values)
+        self._best, self._added = best, self._added + scores.shape[1]
+        self._waiting, self._numbers = [], 0

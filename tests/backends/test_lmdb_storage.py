@@ -511,6 +511,7 @@ class TestOptions:
             {"path": "a", "compression": "zip"},
             {"path": "a", "lock_timeout": -1},
             {"path": "a", "write_buffer": -1},
+            {"path": "a", "hold_vectors": -1},
         ],
         ids=lambda values: " ".join(map(str, values)),
     )
