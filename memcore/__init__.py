@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from memcore.embedder import ChunkEmbedder
     from memcore.eviction import ChunkUsage, EvictionPolicy
     from memcore.hookspecs import Component, hookimpl
+    from memcore.pretrained import from_pretrained
     from memcore.session import Session
     from memcore.session_store import SessionInfo
 
@@ -65,6 +66,7 @@ _HOMES = {  # where the names that cost an import of torch or of the configurati
     "memcore.embedder": ("ChunkEmbedder",),
     "memcore.eviction": ("ChunkUsage", "EvictionPolicy"),
     "memcore.hookspecs": ("Component", "hookimpl"),
+    "memcore.pretrained": ("from_pretrained",),
     "memcore.session": ("Session",),
     "memcore.session_store": ("SessionInfo",),
 }
@@ -108,6 +110,7 @@ __all__ = [
     "UnsupportedInputError",
     "UnsupportedModelError",
     "__version__",
+    "from_pretrained",
     "hookimpl",
     "unwrap",
     "wrap",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memcore.config import MemoryConfig
 from memcore.errors import NotWrappedError, UnsupportedModelError
 from memcore.plugins import registry
+from memcore.pretrained import config_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,9 +57,13 @@ class AutoAdapter:
         tokenizer: PreTrainedTokenizerBase | None = None,
         **overrides: Any,
     ) -> None:
-        """Take a configuration, a mapping of its fields, a path of a file, or field names as keyword arguments."""
+        """Take a configuration, a mapping of its fields, a path of a file, or field names as keyword arguments.
+
+        Without a configuration, a model that was saved with one gets that.
+        """
         self.tokenizer = tokenizer
-        self.config = MemoryConfig.from_value(config, **overrides)
+        self._config = None if config is None else MemoryConfig.from_value(config, **overrides)
+        self._overrides = overrides
 
     def wrap(self, model: M) -> M:
         """Give the model a memory, in place, and return it; errors as in :meth:`ModelAdapter.wrap`."""
@@ -84,7 +89,8 @@ class AutoAdapter:
             )
         if model_type not in known:
             raise UnsupportedModelError(f"no adapter for {type(model).__name__} ({model_type}); {supported}")
-        return registry().load_component("adapters", model_type)(self.config, self.tokenizer)
+        memory_config = config_for(model, **self._overrides) if self._config is None else self._config
+        return registry().load_component("adapters", model_type)(memory_config, self.tokenizer)
 
 
 def wrap(
@@ -101,7 +107,7 @@ def wrap(
     Args:
         model: a decoder-only model of a supported family.
         config: a :class:`~memcore.MemoryConfig`, a mapping of its fields, the path of a ``.toml``, ``.yaml`` or
-            ``.json`` file, or None for the defaults.
+            ``.json`` file, or None for the one that the model was saved with, or else the defaults.
         tokenizer: the model's, for an embedder that reads text; by default the one of the model's name or path.
         **overrides: fields that take precedence, e.g. ``window=2048``.
 

@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from memcore.pretrained import CONFIG_FIELD
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SAMPLE: Final = 16
 """Values looked at in each weight."""
 
-_VOLATILE: Final = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-"""Fields of a model's configuration that change with the way it is loaded, and not what it computes."""
+_VOLATILE: Final = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    CONFIG_FIELD,
+)
+"""Fields of a model's configuration that change with the way it is loaded or wrapped, and not what it computes."""
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

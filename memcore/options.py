@@ -162,6 +162,10 @@ def _strict_converter() -> cattrs.Converter:
     _guard(converter, lambda kind: _is(kind, Mapping), (Mapping,), "a mapping")
     _guard(converter, attrs.has, (Mapping,), "a mapping of field names to values")
     converter.register_unstructure_hook(Path, str)
+    # Of an `object` cattrs would look at the declared type only, and leave a path in a mapping of options as it is.
+    converter.register_unstructure_hook_func(
+        lambda kind: kind is object, lambda value: converter.unstructure(value, unstructure_as=type(value))
+    )
     return converter
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memcore.adapter import ModelAdapter
 from memcore.errors import AlreadyWrappedError, MemcoreWarning, NotWrappedError, UnsupportedModelError
 from memcore.memory import Memory
+from memcore.pretrained import CONFIG_FIELD
 from memcore.rotary import RotaryGeometry
 from memcore_adapters.delegate import delegate_for
 from memcore_adapters.forward import make_forward
@@ -108,6 +109,8 @@ class DecoderAdapter(ModelAdapter):
         model.memory = memory  # type: ignore[assignment]
         model._memcore_adapter = self  # type: ignore[assignment]
         decoder._memcore_implementation = implementation
+        model._memcore_saved = getattr(model.config, CONFIG_FIELD, None)
+        setattr(model.config, CONFIG_FIELD, self.config.to_dict())  # goes with the weights wherever they are saved
         return model
 
     def unwrap(self, model: M) -> M:
@@ -122,6 +125,11 @@ class DecoderAdapter(ModelAdapter):
             decoder.forward = decoder._memcore_inner
         unpin(decoder)
         model.set_attn_implementation(decoder._memcore_implementation)
+        if model._memcore_saved is None:
+            delattr(model.config, CONFIG_FIELD)
+        else:
+            setattr(model.config, CONFIG_FIELD, model._memcore_saved)
+        del model._memcore_saved
         del decoder._memcore_memory, decoder._memcore_inner, decoder._memcore_implementation
         del model.memory, model._memcore_adapter
         return model
