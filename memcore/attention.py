@@ -6,6 +6,8 @@ that extend keys, values and mask; the softmax itself stays with the model's own
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,12 @@ def visibility(past_live: Tensor | None, new_live: Tensor | None, past: int, new
     itself = torch.zeros(new, past + new, dtype=torch.bool, device=device)
     itself.diagonal(offset=past).fill_(True)
     return (mask & live[:, None, None, :]) | itself
+
+
+@overload
+def additive(mask: None, dtype: torch.dtype) -> None: ...
+@overload
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor: ...
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

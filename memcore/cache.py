@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from memcore.errors import UnsupportedCacheError
+from memcore.errors import UnsupportedCacheError, UnsupportedInputError, UnsupportedModelError
 from memcore.memory_layer import MemoryLayer, Recalled
 from memcore.shelves import TEMPORARY
 from memcore.window import Columns, LocalWindow
@@ -86,7 +86,8 @@ class MemoryCache(DynamicCache):
         self.row_names = []
         self.recalled: dict[int, list[Recalled | None]] = {}
         for setup in memory.layer_setups:
-            self.layers[setup.index] = MemoryLayer(setup, self.recalled)
+            if setup.index < len(self.layers):  # a draft by the model's own first layers has a cache for them only
+                self.layers[setup.index] = MemoryLayer(setup, self.recalled)
         self._owned: set[str] = set()  # shared with the finalizer, so it must be changed in place
         weakref.finalize(self, memory.bank.discard, self._owned)
 
@@ -122,8 +123,18 @@ class MemoryCache(DynamicCache):
         self.window.append(new, decode=decode, spilled=departure is not None and departure.spills)
 
     def finish(self) -> None:
-        """Close the piece after every layer has seen it."""
+        """Close the piece after every layer has seen it.
+
+        Raises:
+            UnsupportedModelError: a layer has not: its attention was called without this cache.
+        """
         assert self.window is not None
+        for layer in self.memory_layers if self.window.active else ():
+            if layer.keys.shape[2] != len(self.window.columns):
+                raise UnsupportedModelError(
+                    f"attention of layer {layer.setup.index} ran without its memory: the model does not hand unknown "
+                    "keyword arguments on to its attention function, so it needs an adapter that does"
+                )
         self.window.finish()
 
     @property
@@ -153,6 +164,7 @@ class MemoryCache(DynamicCache):
             return
         if index.dtype == torch.bool:
             index = index.nonzero().flatten()
+        self._check_not_traced("beam search (num_beams) moves rows")
         parents = [int(i) for i in index.cpu()]
         for layer in self.layers:
             if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
@@ -177,6 +189,7 @@ class MemoryCache(DynamicCache):
             UnsupportedInputError: they have left the window already.
         """
         if self.window is not None and tokens_to_remove < 0:
+            self._check_not_traced("assisted generation takes tokens back")
             self.window.crop(-tokens_to_remove)
         super().crop(tokens_to_remove)
 
@@ -243,6 +256,10 @@ class MemoryCache(DynamicCache):
             twin.row_names.append(twin._new_row())
             twin._fork(name, twin.row_names[-1])
         return twin
+
+    def _check_not_traced(self, problem: str) -> None:
+        if self.memory.tracing is not None:
+            raise UnsupportedInputError(f"{problem}, which a trace cannot follow; generate without, or without a trace")
 
     def _new_row(self) -> str:
         name = f"{TEMPORARY}row{next(_numbers)}"

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
 from torch import Tensor
+
+from memcore.attention import additive
 
 GATE: Final = "memory_gate"
 """Name of the parameter of an attention module, ``[Hq]``, in the model's state dict."""
@@ -29,3 +32,10 @@ def gate_bias(gate: Tensor, memory: Tensor, keys: int) -> Tensor:
     bias = gate.new_zeros(memory.shape[0], 1, 1, keys)
     bias[:, 0, 0, : memory.shape[1]] = memory.to(gate)
     return bias * gate[None, :, None, None]
+
+
+def gated(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """Return the mask that adds ``bias`` to the logits where ``mask``, bool or additive, lets a token see."""
+    if mask is None:
+        return bias
+    return bias + (additive(mask, bias.dtype) if mask.dtype == torch.bool else mask)

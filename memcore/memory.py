@@ -12,7 +12,7 @@ from torch import Tensor
 from memcore.bank import MemoryBank
 from memcore.cache import MemoryCache
 from memcore.config import MemoryConfig
-from memcore.errors import BackendError, ConfigError
+from memcore.errors import BackendError, ConfigError, UnsupportedInputError
 from memcore.memory_layer import Recalled
 from memcore.options import structure_options
 from memcore.plugin_hooks import PluginHooks
@@ -20,6 +20,7 @@ from memcore.plugins import registry
 from memcore.retriever import LayerSetup
 from memcore.rotary import RotaryGeometry, same_rotation
 from memcore.session_store import SessionStore
+from memcore.trace import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ class Memory:
         progress: called with (tokens done, tokens in all) after each piece of an input that is processed in several.
         question_tokens: tokens at the end of a long input that pass one at a time.
         sessions: the memories that have a name.
+        tracing: the trace under way, see :meth:`trace`.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Memory:
         self.progress: Callable[[int, int], None] | None = None
         self.question_tokens = config.question_tokens
         self.sessions = SessionStore(self.bank)
+        self.tracing: Trace | None = None
         self._latest: dict[int, list[Recalled | None]] = {}
 
     def new_cache(self) -> MemoryCache:
@@ -131,6 +134,29 @@ class Memory:
             yield
         finally:
             self.progress, self.question_tokens = None, self.config.question_tokens
+
+    @contextmanager
+    def trace(self) -> Iterator[Trace]:
+        """Watch what is read for each generated token, while in this context.
+
+        Every layer that reads computes the weights of the token under way once more, by the family's eager attention.
+        Beam search and assisted generation are refused meanwhile: their rows and tokens come and go.
+
+        Example:
+            >>> with model.memory.trace() as trace:  # doctest: +SKIP
+            ...     model.generate(**prompt, max_new_tokens=20)
+            >>> print(trace.explain(tokenizer))  # doctest: +SKIP
+
+        Raises:
+            UnsupportedInputError: one trace is under way already.
+        """
+        if self.tracing is not None:
+            raise UnsupportedInputError("a trace of this memory is under way already; leave its context first")
+        self.tracing = Trace()
+        try:
+            yield self.tracing
+        finally:
+            self.tracing = None
 
     def used(self, cache: MemoryCache) -> None:
         """Note which cache was used last; :meth:`passages` looks there by default."""

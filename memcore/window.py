@@ -137,6 +137,7 @@ class LocalWindow:
         recent_order: how ``recent_after`` is gathered from ``recent`` and the piece; None means the last columns.
         retrieve_now: whether the piece under way calls for a retrieval.
         new: columns of the piece under way (or, after it, of the last one).
+        decode: whether that piece is a generated token.
         masks: visibility masks of the piece under way, shared by its layers.
         found: what the memory layer retrieved for each row of the piece under way, for the layers that read it.
         under_way: whether a piece is passing through the model.
@@ -155,6 +156,7 @@ class LocalWindow:
         self.retrieve_now = False
         self.under_way = False
         self.new = 0
+        self.decode = False
         self.masks: dict[tuple[int, torch.device], Tensor | None] = {}
         self.found: list[Retrieved | None] = []
         self._since_retrieval = 0
@@ -233,6 +235,7 @@ class LocalWindow:
             spilled: whether tokens left the window to make room for it.
         """
         tokens = self.new = len(new)
+        self.decode = decode
         self.masks = {}
         self.columns = self.columns.join(new)
         self.seen += tokens

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 VOCABULARY = 97
 
@@ -32,26 +23,89 @@ _SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
-
-
-def _gemma3() -> PreTrainedModel:
-    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-    shape = {**_SHAPE, "num_hidden_layers": 4, "head_dim": 12, "query_pre_attn_scalar": 12}
-    return Gemma3ForCausalLM(Gemma3TextConfig(**shape, sliding_window=16, layer_types=kinds))
-
-
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE)),
-    "gemma3": _gemma3,
+_SLIDING_AND_FULL: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+_EXPERTS: dict[str, Any] = {  # every token goes to all of them: a rounding must not send it to another one
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
 }
 
+FAMILIES: dict[str, dict[str, Any]] = {  # config.model_type: what differs from _SHAPE
+    "cohere": {"logit_scale": 1.0},
+    "deepseek_v3": {
+        **_EXPERTS,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 2,
+    },
+    "gemma": {"head_dim": 12},
+    "gemma2": {**_SLIDING_AND_FULL, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**_SLIDING_AND_FULL, "query_pre_attn_scalar": 12},
+    "gpt2": {},
+    "gpt_neox": {"hidden_size": 64},  # a quarter of each head turns: an even number
+    "gpt_oss": {**_SLIDING_AND_FULL, **_EXPERTS},
+    "granite": {"attention_multiplier": 0.2},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "mixtral": {**_EXPERTS, "sliding_window": None},
+    "olmo2": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 48},
+    "phi": {},
+    "phi3": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 12},
+    "qwen3_moe": {**_EXPERTS, "head_dim": 12},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "stablelm": {"hidden_size": 64, "qk_layernorm": True},
+    "starcoder2": {"sliding_window": None},
+}
 
-def tiny_model(family: str, *, attention: str = "sdpa", seed: int = 0) -> Any:
-    """Make the tiny model of a family, in evaluation mode, the same one for the same seed."""
+FEW_FAMILIES = ("llama", "qwen2", "gemma3_text")
+"""For what does not depend on the family, or costs too much for all of them."""
+
+
+def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
+    """Return the configuration of a family's tiny model, with changes."""
+    config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES[family], **changes})
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def attentions(family: str) -> list[str]:
+    """Return the attention implementations that transformers has for a family on this machine, by name."""
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(tiny_config(family))]
+    return ["eager", "sdpa"] if model_class._supports_sdpa else ["eager"]
+
+
+def tiny_model(family: str, *, attention: str = "", seed: int = 0, **changes: Any) -> Any:
+    """Make the tiny model of a family, in evaluation mode, the same one for the same seed.
+
+    Args:
+        family: its ``model_type``.
+        attention: the implementation; by default sdpa, or eager where the family has no other.
+        seed: of its weights.
+        **changes: to its configuration.
+    """
     torch.manual_seed(seed)
-    model = FAMILIES[family]().eval()
-    model.set_attn_implementation(attention)
+    model: Any = AutoModelForCausalLM.from_config(tiny_config(family, **changes)).eval()
+    if model._can_set_experts_implementation():
+        # The others gather the tokens of an expert before they multiply, so that the last bits of a token's result
+        # depend on how many others chose the same expert, later ones included.
+        model.set_experts_implementation("batched_mm")
+    model.set_attn_implementation(attention or attentions(family)[-1])
     return model
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from memcore.cache import MemoryCache
 from memcore.errors import UnsupportedInputError
@@ -30,45 +31,46 @@ class LayerRecord:
 
     Attributes:
         complete: whether the first run is over.
+        cache: the cache, until then.
     """
 
     def __init__(self, cache: MemoryCache) -> None:
         """Start recording what this cache gives."""
         self.complete = False
-        self._cache: MemoryCache | None = cache
+        self.cache: MemoryCache | None = cache
         self._cached: tuple[Tensor, Tensor] | None = None
-        self._joined: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._joined: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object) -> tuple[Tensor, Tensor]:
         """Do what the cache does (``Cache.update``), or did."""
-        if self._cache is not None:
-            all_keys, all_values = self._cache.update(keys, values, layer_idx, *args)
+        if self.cache is not None:
+            all_keys, all_values = self.cache.update(keys, values, layer_idx, *args)
             self._cached = _before(all_keys, keys), _before(all_values, values)
             return all_keys, all_values
         assert self._cached is not None
         return _after(self._cached[0], keys), _after(self._cached[1], values)
 
-    def joined(self, keys: Tensor, values: Tensor, mask: Tensor | None, new: int) -> None:
-        """Keep the past that memory joined to ``new`` keys and values, and the mask it made."""
+    def joined(self, keys: Tensor, values: Tensor, mask: Tensor | None, retrieved: Tensor, new: int) -> None:
+        """Keep the past that memory joined to ``new`` keys and values, the mask it made, and what was retrieved."""
         past = keys.shape[2] - new
-        self._joined = keys[:, :, :past], values[:, :, :past], mask
+        self._joined = keys[:, :, :past], values[:, :, :past], mask, retrieved
 
-    def join(self, keys: Tensor, values: Tensor, mask: Any) -> tuple[Tensor, Tensor, Any]:
+    def join(self, keys: Tensor, values: Tensor, mask: Any) -> tuple[Tensor, Tensor, Any, Tensor | None]:
         """Join the same past to keys and values computed again."""
         if self._joined is None:
-            return keys, values, mask
-        past_keys, past_values, mask = self._joined
-        return _after(past_keys, keys), _after(past_values, values), mask
+            return keys, values, mask, None
+        past_keys, past_values, mask, retrieved = self._joined
+        return _after(past_keys, keys), _after(past_values, values), mask, retrieved
 
     def close(self) -> None:
         """End the first run. The cache is let go: backward must not keep a memory alive."""
-        self.complete, self._cache = True, None
+        self.complete, self.cache = True, None
 
     def __getattr__(self, name: str) -> Any:
         # Only in the first run: a layer that asked more of its cache than update() could not be replayed.
-        if name.startswith("_") or self._cache is None:
+        if name.startswith("_") or self.cache is None:
             raise AttributeError(name)
-        return getattr(self._cache, name)
+        return getattr(self.cache, name)
 
 
 def _before(whole: Tensor, new: Tensor) -> Tensor:
@@ -115,7 +117,9 @@ def checkpointing(decoder: Any, cache: MemoryCache) -> Iterator[bool]:
     Raises:
         UnsupportedInputError: a checkpointing function other than torch's is set.
     """
-    layers = [each for each in decoder.layers if getattr(each, "gradient_checkpointing", False)]
+    layers = [
+        each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer) and each.gradient_checkpointing
+    ]
     if not (decoder.training and layers):
         yield True
         return

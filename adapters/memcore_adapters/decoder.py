@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,8 +11,10 @@ from memcore.errors import AlreadyWrappedError, MemcoreWarning, NotWrappedError,
 from memcore.memory import Memory
 from memcore.pretrained import CONFIG_FIELD
 from memcore.rotary import RotaryGeometry
+from memcore_adapters.attention_modules import attention_modules
 from memcore_adapters.delegate import delegate_for
 from memcore_adapters.forward import make_forward
+from memcore_adapters.gates import attach_gates, detach_gates
 from memcore_adapters.interface import register
 from memcore_adapters.rope_types import check_rope_types, pin, unpin
 
@@ -98,7 +99,11 @@ class DecoderAdapter(ModelAdapter):
         note = check_rope_types(decoder, self.config)
         implementation = decoder.config._attn_implementation
         delegate = delegate_for(decoder, implementation)
-        memory = Memory(self.config, decoder.config, {index: self.geometry(decoder, index) for index in globals_})
+        geometries = {index: self.geometry(decoder, index) for index in globals_}
+        tokenizer = getattr(model.config, "_name_or_path", None) or None if self.tokenizer is None else self.tokenizer
+        memory = Memory(self.config, decoder.config, geometries, tokenizer)
+        if self.config.gate:
+            attach_gates(decoder, [setup.index for setup in memory.layer_setups if setup.reads])
         if note:
             warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
         model.set_attn_implementation(register(delegate))
@@ -124,6 +129,7 @@ class DecoderAdapter(ModelAdapter):
         else:
             decoder.forward = decoder._memcore_inner
         unpin(decoder)
+        detach_gates(decoder)
         model.set_attn_implementation(decoder._memcore_implementation)
         if model._memcore_saved is None:
             delattr(model.config, CONFIG_FIELD)
@@ -150,19 +156,10 @@ class DecoderAdapter(ModelAdapter):
 
 def _check_registry(decoder: Any, layers: list[int]) -> None:
     """Refuse a model whose attention would never call what memcore registers."""
-    using = {
-        module.layer_idx
-        for module in decoder.modules()
-        if isinstance(getattr(module, "layer_idx", None), int) and _uses_registry(type(module))
-    }
+    using = attention_modules(decoder)
     missing = [index for index in layers if index not in using]
     if missing or not getattr(decoder, "_can_set_attn_implementation", bool)():
         raise UnsupportedModelError(
             f"attention of {type(decoder).__name__} bypasses the transformers attention registry "
             f"(layers {missing or layers}), so memory cannot be put in front of it"
         )
-
-
-def _uses_registry(module_class: type) -> bool:
-    code = getattr(inspect.unwrap(module_class.forward), "__code__", None)  # type: ignore[attr-defined]
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names

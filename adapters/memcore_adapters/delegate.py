@@ -25,12 +25,14 @@ class Delegate:
         function: the function; for eager, the family's own.
         mask: makes the masks it wants.
         additive_mask: whether it adds masks to the logits instead of reading them as visible or not.
+        eager: the family's own function, which also returns the attention weights; None if it has none.
     """
 
     name: str
     function: AttentionFunction
     mask: Callable[..., Any]
     additive_mask: bool
+    eager: AttentionFunction | None
 
 
 def delegate_for(decoder: Any, implementation: str) -> Delegate:
@@ -39,16 +41,17 @@ def delegate_for(decoder: Any, implementation: str) -> Delegate:
     Raises:
         UnsupportedModelError: memory cannot extend that implementation.
     """
+    module = sys.modules[type(decoder).__module__]
+    eager = getattr(module, "eager_attention_forward", None)
     if implementation == "eager":
-        module = sys.modules[type(decoder).__module__]
-        function = getattr(module, "eager_attention_forward", None)
-        if function is None:
+        if eager is None:
             raise UnsupportedModelError(f"{module.__name__} has no eager attention function to extend")
         return Delegate(
             name=f"eager_{decoder.config.model_type}",
-            function=function,
+            function=eager,
             mask=ALL_MASK_ATTENTION_FUNCTIONS["eager"],
             additive_mask=True,
+            eager=eager,
         )
     if implementation == "sdpa":
         return Delegate(
@@ -56,6 +59,7 @@ def delegate_for(decoder: Any, implementation: str) -> Delegate:
             function=ALL_ATTENTION_FUNCTIONS["sdpa"],
             mask=ALL_MASK_ATTENTION_FUNCTIONS["sdpa"],
             additive_mask=False,
+            eager=eager,
         )
     raise UnsupportedModelError(
         f"attention implementation {implementation!r} cannot be extended with memory yet; "

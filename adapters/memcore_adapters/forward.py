@@ -20,14 +20,20 @@ from memcore_adapters.checkpointing import checkpointing
 from memcore_adapters.interface import CACHE_ARGUMENT
 
 
-def make_forward(decoder_class: type) -> Callable[..., Any]:
-    """Return the forward that replaces the one of a decoder of this class, same signature."""
+def make_forward(decoder_class: type, check_call: Callable[[Any, dict[str, Any]], None]) -> Callable[..., Any]:
+    """Return the forward that replaces the one of a decoder of this class, same signature.
+
+    Args:
+        decoder_class: its class.
+        check_call: refuses calls that the family cannot serve, by decoder and arguments.
+    """
     inner = decoder_class.forward  # type: ignore[attr-defined]
     parameters = list(inspect.signature(inner).parameters)[1:]
 
     @functools.wraps(inner)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(parameters, args, strict=False))
+        check_call(self, kwargs)
         own = self._memcore_inner
         return forward_with_memory(functools.partial(inner, self) if own is None else own, self, kwargs)
 

@@ -8,17 +8,42 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from memcore.attention import additive
 from memcore.cache import MemoryCache
+from memcore.errors import UnsupportedModelError
+from memcore.gate import GATE, gate_bias, gated
 from memcore.memory_layer import MemoryLayer
 from memcore_adapters.checkpointing import RECORD_ARGUMENT, LayerRecord
 from memcore_adapters.delegate import Delegate
 
 CACHE_ARGUMENT = "memcore_cache"
 """Keyword by which a forward hands its cache to the attention functions, past every layer in between."""
+
+
+def _last_weights(
+    delegate: Delegate,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Return how the last token's attention is spread, ``[B, Hq, keys]``, as the family computes it."""
+    if delegate.eager is None:
+        raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function to trace with")
+    if mask is not None:
+        mask = additive(mask, query.dtype) if mask.dtype == torch.bool else mask
+        mask = mask[:, :, -1:]
+    with torch.no_grad():
+        _, weights = delegate.eager(module, query[:, :, -1:], key, value, mask, *args, **{**kwargs, "dropout": 0.0})
+    assert weights is not None
+    return weights[:, :, -1]
 
 
 def register(delegate: Delegate) -> str:
@@ -38,8 +63,9 @@ def register(delegate: Delegate) -> str:
         cache: MemoryCache | None = kwargs.pop(CACHE_ARGUMENT, None)
         record: LayerRecord | None = kwargs.pop(RECORD_ARGUMENT, None)
         layer = None if cache is None else cache.layers[module.layer_idx]
+        retrieved: Tensor | None = None  # [B, P]: which of the first P keys memory brought
         if record is not None and record.complete:
-            key, value, attention_mask = record.join(key, value, attention_mask)
+            key, value, attention_mask, retrieved = record.join(key, value, attention_mask)
         elif isinstance(layer, MemoryLayer):
             assert cache is not None
             assert cache.window is not None
@@ -49,10 +75,17 @@ def register(delegate: Delegate) -> str:
                     query, key, value, scaling=kwargs["scaling"], row_names=cache.row_names
                 )
                 attention_mask = additive(visible, query.dtype) if delegate.additive_mask else visible
+                retrieved = layer.memory_columns()
                 if record is not None:
-                    record.joined(key, value, attention_mask, new)
+                    record.joined(key, value, attention_mask, retrieved, new)
             else:
                 layer.note(query)
+        gate: Tensor | None = getattr(module, GATE, None)
+        if gate is not None and retrieved is not None:
+            attention_mask = gated(attention_mask, gate_bias(gate.to(query.dtype), retrieved, key.shape[2]))
+        if isinstance(layer, MemoryLayer) and retrieved is not None and cache is not None and cache.memory.tracing:
+            weights = _last_weights(delegate, module, query, key, value, attention_mask, *args, **kwargs)
+            cache.memory.tracing.note(cache, layer, weights)
         return delegate.function(module, query, key, value, attention_mask, *args, **kwargs)
 
     AttentionInterface.register(name, memory_attention)

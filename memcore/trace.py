@@ -1,0 +1,191 @@
+"""What memory did: for each generated token the chunks that were read, and the share of attention that each got."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memcore.cache import MemoryCache
+    from memcore.memory_layer import MemoryLayer
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class ChunkRead:
+    """A chunk that one layer attended to.
+
+    Attributes:
+        layer: index of the layer.
+        id: of the chunk, in the bank.
+        start: position of its first token.
+        token_ids: ``[C]`` int64.
+        share: of the layer's attention, from 0 to 1, the mean over its heads.
+    """
+
+    layer: int
+    id: int
+    start: int
+    token_ids: Tensor
+    share: float
+
+
+@attrs.frozen(kw_only=True)
+class LayerShares:
+    """How one layer's attention was spread, the mean over its heads.
+
+    Attributes:
+        layer: index of the layer.
+        memory: share of all retrieved chunks.
+        sinks: share of the first tokens, kept for good.
+        window: share of the local window. The three add up to 1, or to less where the model has learned sinks.
+    """
+
+    layer: int
+    memory: float
+    sinks: float
+    window: float
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class TokenTrace:
+    """What was read to write one token.
+
+    Attributes:
+        position: of the token that was written.
+        token_id: the token; None for the last, which no forward has been given.
+        chunks: what was read, the largest share first.
+        layers: one for each layer that reads.
+    """
+
+    position: int
+    token_id: int | None
+    chunks: tuple[ChunkRead, ...]
+    layers: tuple[LayerShares, ...]
+
+
+@attrs.define(eq=False, kw_only=True)
+class _Step:
+    """One piece that passed through the model: what its last token read."""
+
+    cache: int
+    seen: int
+    decode: bool
+    positions: list[int]
+    token_ids: list[int]
+    chunks: list[list[ChunkRead]]
+    layers: list[list[LayerShares]]
+
+
+class Trace:
+    """What memory did while it was watched; made by :meth:`memcore.memory.Memory.trace`.
+
+    A row of the batch is one sequence. Tokens that were written before anything had left the window read no memory, and
+    are not listed.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[_Step] = []
+
+    def note(self, cache: MemoryCache, layer: MemoryLayer, weights: Tensor) -> None:
+        """Take down what a layer attended to for the last token of the piece under way.
+
+        Args:
+            cache: of the forward under way.
+            layer: a layer of it whose window is active.
+            weights: ``[B, Hq, P + W + T]`` attention weights of that token, the first ``P`` on sinks and chunks.
+        """
+        step = self._step(cache)
+        shares = weights.float().mean(dim=1).cpu()
+        columns, prefix = layer.memory_columns(), layer.prefix_length
+        recalled = cache.recalled.get(layer.setup.index, [None] * len(shares))
+        for row, share in enumerate(shares):
+            memory, sinks = share[:prefix][columns[row]], share[:prefix][~columns[row]]
+            step.layers[row].append(
+                LayerShares(
+                    layer=layer.setup.index,
+                    memory=float(memory.sum()),
+                    sinks=float(sinks.sum()),
+                    window=float(share[prefix:].sum()),
+                )
+            )
+            found = recalled[row]
+            if found is not None:
+                mass = memory.view(found.token_ids.shape).sum(dim=1).tolist()
+                step.chunks[row] += [
+                    ChunkRead(layer=layer.setup.index, id=id_, start=start, token_ids=token_ids, share=part)
+                    for id_, start, token_ids, part in zip(
+                        found.ids.tolist(), found.starts.tolist(), found.token_ids.cpu(), mass, strict=True
+                    )
+                ]
+
+    def _step(self, cache: MemoryCache) -> _Step:
+        window = cache.window
+        assert window is not None
+        latest = self._steps[-1] if self._steps else None
+        if latest is None or (latest.cache, latest.seen) != (id(cache), window.seen):
+            latest = _Step(
+                cache=id(cache),
+                seen=window.seen,
+                decode=window.decode,
+                positions=window.columns.positions[:, -1].tolist(),
+                token_ids=window.columns.token_ids[:, -1].tolist(),
+                chunks=[[] for _ in range(window.batch)],
+                layers=[[] for _ in range(window.batch)],
+            )
+            self._steps.append(latest)
+        return latest
+
+    def tokens(self, row: int = 0) -> list[TokenTrace]:
+        """Return what was read for each token that was generated, in order.
+
+        Args:
+            row: of which sequence of the batch.
+        """
+        traced = []
+        for step, after in zip(self._steps, [*self._steps, None][1:], strict=True):
+            follows = after is not None and after.cache == step.cache and after.decode
+            if follows or after is None or after.cache != step.cache:
+                traced.append(
+                    TokenTrace(
+                        position=step.positions[row] + 1,
+                        token_id=after.token_ids[row] if after is not None and follows else None,
+                        chunks=tuple(sorted(step.chunks[row], key=lambda chunk: -chunk.share)),
+                        layers=tuple(step.layers[row]),
+                    )
+                )
+        return traced
+
+    def explain(self, tokenizer: PreTrainedTokenizerBase, row: int = 0, *, top: int = 3) -> str:
+        """Return the passages that each generated token rests on, as text: a paragraph for each token.
+
+        Args:
+            tokenizer: the model's.
+            row: of which sequence of the batch.
+            top: passages for each token, those with the largest share of attention over all layers.
+        """
+        return "\n".join(line for token in self.tokens(row) for line in _paragraph(tokenizer, token, top))
+
+
+def _paragraph(tokenizer: PreTrainedTokenizerBase, token: TokenTrace, top: int) -> list[str]:
+    written = "the next token" if token.token_id is None else repr(_text(tokenizer, [token.token_id]))
+    memory = sum(layer.memory for layer in token.layers) / max(1, len(token.layers))
+    lines = [f"{written} at {token.position:,}: {memory:.0%} of attention on memory"]
+    passages: dict[int, list[ChunkRead]] = {}
+    for chunk in token.chunks:
+        passages.setdefault(chunk.start, []).append(chunk)
+    totals = sorted(passages.items(), key=lambda item: -sum(chunk.share for chunk in item[1]))
+    for start, chunks in totals[:top]:
+        share = sum(chunk.share for chunk in chunks) / max(1, len(token.layers))
+        layers = ", ".join(str(layer) for layer in sorted({chunk.layer for chunk in chunks}))
+        text = " ".join(_text(tokenizer, chunks[0].token_ids.tolist()).split())
+        lines.append(f"  {share:.1%} from {start:,} (layers {layers}): {text}")
+    return lines
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    known = [token for token in token_ids if token >= 0]
+    return str(tokenizer.decode(known))
