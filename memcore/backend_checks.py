@@ -57,13 +57,10 @@ def rows_of(ids: Tensor, held: Tensor, where: str = "") -> Tensor:
         UnknownChunkError: an id is not held; the message names it.
     """
     ids = check_ids(ids)
-    rows = torch.searchsorted(held, ids)
     count = held.shape[0]
-    known = rows < count
-    if count:
-        known &= held[rows.clamp(max=count - 1)] == ids
-    if not bool(known.all()):
-        missing = sorted(set(ids[~known].tolist()))
+    rows = torch.searchsorted(held, ids).clamp_(max=max(0, count - 1))
+    if not (torch.equal(held.take(rows), ids) if count else not ids.shape[0]):
+        missing = sorted(set(ids.tolist()) - set(held.tolist()))
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise UnknownChunkError(f"{where + ' has ' if where else ''}no chunk with id {shown} among the {count} stored")
     return rows

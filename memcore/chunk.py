@@ -42,35 +42,39 @@ class ChunkBatch:
         return int(self.keys.shape[0])
 
     def __attrs_post_init__(self) -> None:
-        n = self.keys.shape[0]
+        keys, values, embeddings = self.keys.shape, self.values.shape, self.embeddings.shape
+        n = keys[0]
         problems = []
-        if self.embeddings.ndim != 3 or self.embeddings.shape[0] != n:
-            problems.append(f"embeddings must be [N, V, E] with N = {n}, got {list(self.embeddings.shape)}")
+        if len(embeddings) != 3 or embeddings[0] != n:
+            problems.append(f"embeddings must be [N, V, E] with N = {n}, got {list(embeddings)}")
         if self.embeddings.dtype != torch.float32:
             problems.append(f"embeddings must be float32, got {self.embeddings.dtype}")
-        if self.keys.ndim != 4 or self.values.ndim != 4 or self.values.shape[:3] != self.keys.shape[:3]:
+        if len(keys) != 4 or len(values) != 4 or values[:3] != keys[:3]:
             problems.append(
-                "keys and values must be [N, H, C, D] and [N, H, C, Dv], "
-                f"got {list(self.keys.shape)} and {list(self.values.shape)}"
+                f"keys and values must be [N, H, C, D] and [N, H, C, Dv], got {list(keys)} and {list(values)}"
             )
         if self.keys.dtype != self.values.dtype or not self.keys.dtype.is_floating_point:
             problems.append(
                 f"keys and values must be of one floating dtype, got {self.keys.dtype}, {self.values.dtype}"
             )
-        for name in ("starts", "lengths"):
-            tensor: Tensor = getattr(self, name)
+        for name, tensor in (("starts", self.starts), ("lengths", self.lengths)):
             if tensor.shape != (n,) or tensor.dtype != torch.int64:
                 problems.append(f"{name} must be int64 [{n}], got {tensor.dtype} {list(tensor.shape)}")
         if not problems:
-            chunk = self.keys.shape[2]
+            chunk = keys[2]
             if self.token_ids.shape != (n, chunk) or self.token_ids.dtype != torch.int64:
                 problems.append(
                     f"token_ids must be int64 [{n}, {chunk}], got {self.token_ids.dtype} {list(self.token_ids.shape)}"
                 )
-            if n and not bool(((self.lengths >= 1) & (self.lengths <= chunk)).all()):
+            if n and not _within(self.lengths, 1, chunk):
                 problems.append(f"lengths must lie in 1..{chunk}, got {self.lengths.tolist()}")
         if problems:
             raise ChunkShapeError("; ".join(problems))
+
+
+def _within(numbers: Tensor, low: int, high: int) -> bool:
+    least, most = numbers.aminmax()
+    return bool(least.item() >= low and most.item() <= high)
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -26,6 +26,9 @@ _CHECKSUM: Final = struct.Struct("<Q")
 
 _ALIGNMENT: Final = 64
 
+_Sized = tuple[int, tuple[int, ...], torch.dtype]
+"""Bytes and shape of a section for some number of tokens, and its dtype."""
+
 _TOKENS: Final = -1
 """Stands for the number of tokens in the shape of a section."""
 
@@ -82,6 +85,11 @@ class PayloadLayout:
             Section("keys", (heads, _TOKENS, key_size), dtype),
             Section("values", (heads, _TOKENS, value_size), dtype),
         )
+        self._with_embeddings = (
+            *self.sections,
+            Section("embeddings", (shape.vectors, shape.size), torch.float32),
+        )
+        self._shapes: dict[int, list[_Sized]] = {}
         self._fixed = _HEAD.size + sum(section.nbytes(0) for section in self.sections)
         self._per_token = sum(section.nbytes(1) - section.nbytes(0) for section in self.sections)
 
@@ -142,13 +150,12 @@ class PayloadLayout:
         """
         heads = [_HEAD.unpack_from(value) for value in values]
         lengths = [length for _, _, length in heads]
-        sections = (*self.sections, Section("embeddings", (self.shape.vectors, self.shape.size), torch.float32))
         even = lengths.count(width) == len(lengths)
-        columns = _columns(sections, len(values), width, fill=not even)
-        payload = dict(zip((section.name for section in sections), columns, strict=True))
-        _copy_rows(columns[-1:], vectors, 0)
+        columns, parts = self._columns(len(values), width, fill=not even)
+        payload = {section.name: column for section, column in zip(self._with_embeddings, columns, strict=True)}
+        _copy_rows(parts[-1:], vectors, 0)
         if even:
-            _copy_rows(columns[:-1], values, _HEAD.size)
+            _copy_rows(parts[:-1], values, _HEAD.size)
         else:
             payload["token_ids"].fill_(UNKNOWN_TOKEN)
             for row, (value, length) in enumerate(zip(values, lengths, strict=True)):
@@ -184,6 +191,29 @@ class PayloadLayout:
             self._fixed + self._per_token * length for _, _, length in map(_HEAD.unpack_from, values)
         ]
 
+    def _columns(self, rows: int, width: int, *, fill: bool) -> tuple[list[Tensor], list[tuple[memoryview, int]]]:
+        """Return room for so many rows of each section and of embeddings, of ``width`` tokens, with zeros if ``fill``.
+
+        They are parts of one allocation: the system hands out and takes back many small ones page by page, which can
+        take as long as the copy.
+
+        Returns:
+            The columns, ``[rows, ...]``, and the memory of each, with the bytes of a row.
+        """
+        shapes = self._shapes.get(width)
+        if shapes is None:
+            shapes = self._shapes[width] = [
+                (section.nbytes(width), section.sized(width), section.dtype) for section in self._with_embeddings
+            ]
+        starts = [0, *itertools.accumulate(-(-rows * size // _ALIGNMENT) * _ALIGNMENT for size, _, _ in shapes)]
+        room = (torch.zeros if fill else torch.empty)(starts[-1], dtype=torch.uint8)
+        flat = room.numpy().data
+        columns, parts = [], []
+        for start, (size, shape, dtype) in zip(starts, shapes, strict=False):
+            columns.append(room[start : start + rows * size].view(dtype).view(rows, *shape))
+            parts.append((flat[start : start + rows * size], size))
+        return columns, parts
+
     def _payload(self, chunks: ChunkBatch) -> dict[str, Tensor]:
         if self.compression == "int8":
             payload = compress(chunks.keys.detach(), chunks.values.detach(), chunks.lengths)
@@ -214,33 +244,16 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8)
 
 
-def _columns(sections: Sequence[Section], rows: int, width: int, *, fill: bool) -> list[Tensor]:
-    """Return room for so many rows of each section, of ``width`` tokens, with zeros in it if ``fill``.
-
-    They are parts of one allocation: the system hands out and takes back many small ones page by page, which can take
-    as long as the copy.
-    """
-    sizes = [rows * section.nbytes(width) for section in sections]
-    starts = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
-    room = (torch.zeros if fill else torch.empty)(starts[-1], dtype=torch.uint8)
-    return [
-        room[start : start + size].view(section.dtype).view(rows, *section.sized(width))
-        for section, start, size in zip(sections, starts, sizes, strict=False)
-    ]
-
-
-def _copy_rows(columns: Sequence[Tensor], values: Sequence[memoryview], at: int) -> None:
-    """Copy each value to one row of every column, ``[N, ...]``, which lie one behind the other from this place on."""
+def _copy_rows(parts: Sequence[tuple[memoryview, int]], values: Sequence[memoryview], at: int) -> None:
+    """Copy each value to one row of every part, which lie one behind the other from this place on."""
     rooms = []
-    for column in columns:
-        if column.numel():
-            flat = column.view(-1).view(torch.uint8).numpy().data
-            size = len(flat) // len(values)
-            rooms.append((flat, size, at, at + size))
+    for part, size in parts:
+        if size:
+            rooms.append((part, size, at, at + size))
             at += size
-    for row, value in enumerate(values):
-        for flat, size, first, last in rooms:
-            flat[row * size : row * size + size] = value[first:last]
+    for row, value in enumerate(values):  # in the order in which they lie there, which is what the CPU expects
+        for part, size, first, last in rooms:
+            part[row * size : row * size + size] = value[first:last]
 
 
 def _copy_short(section: Section, row: Tensor, value: memoryview, length: int) -> None:

@@ -83,7 +83,7 @@ def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, 
         return []
     shape, number = namespace.record.shape, namespace.record.number
     size = shape.vector_bytes
-    entries = namespace.entries[rows]
+    entries = namespace.entries.index_select(0, rows).tolist()
     places = namespace.block_numbers(rows)
     values = {}
     for place in set(places):
@@ -91,10 +91,12 @@ def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, 
         value = txn.get(id_key(VECTORS, number, block.first))
         check_vectors(value, block, shape, namespace.where)
         values[place] = value
-    starts = (entries[:, ROW] * size).tolist()
-    vectors = [values[place][start : start + size] for place, start in zip(places, starts, strict=True)]
+    vectors = []
+    for place, entry in zip(places, entries, strict=True):
+        start = entry[ROW] * size
+        vectors.append(values[place][start : start + size])
     if due:
-        for id, vector, checksum in zip(ids, vectors, entries[:, CHECKSUM].tolist(), strict=True):
-            if id in due and xxh3_64_intdigest(vector) != checksum % (1 << 64):
+        for id, vector, entry in zip(ids, vectors, entries, strict=True):
+            if id in due and xxh3_64_intdigest(vector) != entry[CHECKSUM] % (1 << 64):
                 raise_damaged(namespace.record.name, id, "the checksum of the embeddings does not match")
     return vectors
