@@ -111,6 +111,8 @@ def answer(
     )
     new = getattr(generated, "sequences", generated)[0, prompt.shape[1] :]
     memory = getattr(model, "memory", None)
+    if memory is not None and memory.tracing is not None and len(new):
+        memory.tracing.wrote([int(new[-1])])
     return Answer(
         text="" if tokenizer is None else str(tokenizer.decode(new, skip_special_tokens=True)),
         token_ids=new.cpu(),

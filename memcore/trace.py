@@ -56,7 +56,7 @@ class TokenTrace:
 
     Attributes:
         position: of the token that was written.
-        token_id: the token; None for the last, which no forward has been given.
+        token_id: the token; None for the last, which no forward has been given, unless :meth:`Trace.wrote` told it.
         chunks: what was read, the largest share first.
         layers: one for each layer that reads.
     """
@@ -78,6 +78,7 @@ class _Step:
     token_ids: list[int]
     chunks: list[list[ChunkRead]]
     layers: list[list[LayerShares]]
+    written: list[int | None]
 
 
 class Trace:
@@ -135,9 +136,15 @@ class Trace:
                 token_ids=window.columns.token_ids[:, -1].tolist(),
                 chunks=[[] for _ in range(window.batch)],
                 layers=[[] for _ in range(window.batch)],
+                written=[None] * window.batch,
             )
             self._steps.append(latest)
         return latest
+
+    def wrote(self, token_ids: list[int]) -> None:
+        """Tell the token that each row wrote last."""
+        if self._steps:
+            self._steps[-1].written = [*token_ids]
 
     def tokens(self, row: int = 0) -> list[TokenTrace]:
         """Return what was read for each token that was generated, in order.
@@ -152,7 +159,7 @@ class Trace:
                 traced.append(
                     TokenTrace(
                         position=step.positions[row] + 1,
-                        token_id=after.token_ids[row] if after is not None and follows else None,
+                        token_id=after.token_ids[row] if after is not None and follows else step.written[row],
                         chunks=tuple(sorted(step.chunks[row], key=lambda chunk: -chunk.share)),
                         layers=tuple(step.layers[row]),
                     )

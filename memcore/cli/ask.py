@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +39,7 @@ def ask(
     path: PathOption = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     passages: Annotated[bool, typer.Option("--passages", help="Show the passages retrieved.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the passages that each token rests on.")] = False,
     window: WindowOption = None,
     top_k: TopKOption = None,
     backend: BackendOption = None,
@@ -68,10 +70,11 @@ def ask(
 
         quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
-        wrap(loaded, memory)
+        wrap(loaded, memory, tokenizer=tokenizer)
     answer_to = _from_session(loaded, tokenizer, session) if session else _from_text(loaded, tokenizer, text)
     for asked in question:
-        answer = answer_to(asked, max_new_tokens)
+        with loaded.memory.trace() if explain else nullcontext() as trace:  # type: ignore[operator, union-attr]
+            answer = answer_to(asked, max_new_tokens)
         if len(question) > 1:
             console.print(asked, style="bold")
         console.print(answer.text.strip(), soft_wrap=True)
@@ -80,6 +83,8 @@ def ask(
                 excerpt = " ".join(str(tokenizer.decode(passage.token_ids.clamp_min(0))).split())
                 where = f"  [{passage.start:,}, layers {', '.join(map(str, passage.layers))}]"
                 console.print(f"{where} {excerpt}", style="dim", soft_wrap=True)
+        if trace is not None:
+            console.print(trace.explain(tokenizer), style="dim", soft_wrap=True)
 
 
 def _text(file: typer.FileText) -> str:

@@ -54,7 +54,7 @@ def ingest(
 
         quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
-        wrap(loaded, memory)
+        wrap(loaded, memory, tokenizer=tokenizer)
     try:
         opened = Session(loaded, session, tokenizer)
         before = opened.tokens

@@ -203,8 +203,8 @@ def test_a_closed_gate_hides_memory_and_an_open_one_shows_nothing_else(attention
     with torch.no_grad():
         for value, same in ((0.0, False), (-1e4, True), (1e4, False)):
             gate.fill_(value)
-            logits = [model(each).logits[:, -1] for each in (tokens, changed)]
-            assert torch.allclose(*logits, atol=1e-6) is same
+            one, other = (model(each).logits[:, -1] for each in (tokens, changed))
+            assert torch.allclose(one, other, atol=1e-6) is same
         gate.fill_(1e4)
         with model.memory.trace() as trace:
             model.generate(tokens, max_new_tokens=2, do_sample=False)

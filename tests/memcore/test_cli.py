@@ -137,6 +137,14 @@ def test_ask_shows_passages(tiny_folder: str) -> None:
     assert re.search(r"\[\d+, layers 0, 1\] w\d", result.stdout)
 
 
+def test_ask_explains_what_each_token_rests_on(tiny_folder: str) -> None:
+    result = ask(tiny_folder, "--window", "128", "--explain")
+    answer, *lines = result.stdout.strip().split("\n")
+    tokens = [line for line in lines if re.match(r"'w\d+' at \d+: \d+% of attention on memory", line)]
+    assert [line.split("'")[1] for line in tokens] == answer.split()
+    assert re.match(r"  \d+\.\d% from \d+ \(layers [01, ]+\): w\d", lines[1])
+
+
 def test_ask_takes_a_configuration_file_and_options_beside_it(tiny_folder: str, tmp_path: Path) -> None:
     (tmp_path / "memory.toml").write_text("window = 256\nchunk_size = 32\n")
     result = ask(tiny_folder, "--config", str(tmp_path / "memory.toml"), "--window", "64")
