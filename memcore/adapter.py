@@ -88,9 +88,23 @@ class AutoAdapter:
                 f"{supported}"
             )
         if model_type not in known:
-            raise UnsupportedModelError(f"no adapter for {type(model).__name__} ({model_type}); {supported}")
+            raise UnsupportedModelError(
+                f"no adapter for {type(model).__name__} ({model_type}){_reason(model, known)}; {supported}"
+            )
         memory_config = config_for(model, **self._overrides) if self._config is None else self._config
         return registry().load_component("adapters", model_type)(memory_config, self.tokenizer)
+
+
+def _reason(model: Any, known: list[str]) -> str:
+    text_type = getattr(model.config.get_text_config(decoder=True), "model_type", None)
+    if text_type != model.config.model_type and text_type in known:
+        return f", but there is one for its text model ({text_type}): load that on its own"
+    if not getattr(model, "_can_set_attn_implementation", bool)():
+        return (
+            ": its attention bypasses the transformers attention registry, in front of which memory stands, so there "
+            "can be none"
+        )
+    return ", and docs/add-a-family.md says how to add one"
 
 
 def wrap(

@@ -11,6 +11,10 @@ class MemcoreError(Exception):
     """Base class of every memcore exception."""
 
 
+class MemcoreWarning(UserWarning):
+    """Something works in another way than a user may expect; the one category of memcore's warnings."""
+
+
 class ConfigError(MemcoreError, ValueError):
     """A configuration field, option or file has a value memcore cannot use."""
 

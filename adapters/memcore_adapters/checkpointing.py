@@ -117,9 +117,8 @@ def checkpointing(decoder: Any, cache: MemoryCache) -> Iterator[bool]:
     Raises:
         UnsupportedInputError: a checkpointing function other than torch's is set.
     """
-    layers = [
-        each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer) and each.gradient_checkpointing
-    ]
+    blocks: list[Any] = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers = [block for block in blocks if block.gradient_checkpointing]
     if not (decoder.training and layers):
         yield True
         return

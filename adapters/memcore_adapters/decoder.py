@@ -39,7 +39,8 @@ class DecoderAdapter(ModelAdapter):
         """Say whether a layer attends to everything before it."""
         kinds = getattr(decoder.config, "layer_types", None)
         if kinds is None:
-            return all(getattr(decoder.config, span, None) is None for span in ("sliding_window", "attention_chunk_size"))
+            spans = (getattr(decoder.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+            return all(span is None for span in spans)
         return bool(kinds[layer_idx] == "full_attention")
 
     def geometry(self, decoder: Any, layer_idx: int) -> RotaryGeometry | None:
@@ -99,13 +100,13 @@ class DecoderAdapter(ModelAdapter):
         note = check_rope_types(decoder, self.config)
         implementation = decoder.config._attn_implementation
         delegate = delegate_for(decoder, implementation)
+        if note:
+            warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
         geometries = {index: self.geometry(decoder, index) for index in globals_}
         tokenizer = getattr(model.config, "_name_or_path", None) or None if self.tokenizer is None else self.tokenizer
         memory = Memory(self.config, decoder.config, geometries, tokenizer)
         if self.config.gate:
             attach_gates(decoder, [setup.index for setup in memory.layer_setups if setup.reads])
-        if note:
-            warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
         model.set_attn_implementation(register(delegate))
         pin(decoder)
         decoder._memcore_memory = memory
@@ -114,7 +115,7 @@ class DecoderAdapter(ModelAdapter):
         model.memory = memory  # type: ignore[assignment]
         model._memcore_adapter = self  # type: ignore[assignment]
         decoder._memcore_implementation = implementation
-        model._memcore_saved = getattr(model.config, CONFIG_FIELD, None)
+        model._memcore_saved = getattr(model.config, CONFIG_FIELD, None)  # type: ignore[assignment]
         setattr(model.config, CONFIG_FIELD, self.config.to_dict())  # goes with the weights wherever they are saved
         return model
 
@@ -131,10 +132,11 @@ class DecoderAdapter(ModelAdapter):
         unpin(decoder)
         detach_gates(decoder)
         model.set_attn_implementation(decoder._memcore_implementation)
-        if model._memcore_saved is None:
+        saved: Any = model._memcore_saved
+        if saved is None:
             delattr(model.config, CONFIG_FIELD)
         else:
-            setattr(model.config, CONFIG_FIELD, model._memcore_saved)
+            setattr(model.config, CONFIG_FIELD, saved)
         del model._memcore_saved
         del decoder._memcore_memory, decoder._memcore_inner, decoder._memcore_implementation
         del model.memory, model._memcore_adapter

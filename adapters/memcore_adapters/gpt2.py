@@ -19,6 +19,6 @@ class GPT2Adapter(LearnedPositionsAdapter):
             raise UnsupportedModelError("this GPT-2 has cross-attention (add_cross_attention); memory is for decoders")
         if config.reorder_and_upcast_attn and config._attn_implementation == "eager":
             raise UnsupportedModelError(
-                "reorder_and_upcast_attn makes eager attention bypass the transformers attention registry; "
-                "load the model with attn_implementation='sdpa', which does not upcast, or reorder_and_upcast_attn=False"
+                "reorder_and_upcast_attn makes eager attention bypass the transformers attention registry; load the "
+                "model with attn_implementation='sdpa', which does not upcast, or with reorder_and_upcast_attn=False"
             )

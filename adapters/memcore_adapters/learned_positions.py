@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers import Cache
 
 from memcore.errors import UnsupportedInputError
 from memcore.rotary import RotaryGeometry
@@ -40,11 +41,12 @@ class LearnedPositionsAdapter(DecoderAdapter):
         source = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if source is None:
             return
-        positions, cache = kwargs.get("position_ids"), kwargs.get("past_key_values")
+        positions = kwargs.get("position_ids")
         if isinstance(positions, Tensor):
             needed = int(positions.max()) + 1 if positions.numel() else 0
         else:
-            seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+            cache = kwargs.get("past_key_values")
+            seen = cache.get_seq_length() if isinstance(cache, Cache) else 0
             needed = self.positions_needed(kwargs, seen + source.shape[1])
         length = decoder.config.max_position_embeddings
         if needed > length:

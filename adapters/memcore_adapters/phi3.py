@@ -17,12 +17,12 @@ class Phi3Adapter(DecoderAdapter):
 
     def wrap(self, model: M) -> M:
         """Give the model a memory, and ``generate()`` no reason to read a long text again from its start."""
-        model = super().wrap(model)
-        if isinstance(model, GenerationMixin):
+        wrapped: Any = super().wrap(model)
+        if isinstance(wrapped, GenerationMixin):
             # Its own version drops the cache at that length, for its keys are of other frequencies from there on.
             # With memory the frequencies stay.
-            prepare: Any = types.MethodType(GenerationMixin.prepare_inputs_for_generation, model)
-            model.prepare_inputs_for_generation = prepare
+            prepare = types.MethodType(GenerationMixin.prepare_inputs_for_generation, wrapped)
+            vars(wrapped)["prepare_inputs_for_generation"] = prepare
         return model
 
     def unwrap(self, model: M) -> M:

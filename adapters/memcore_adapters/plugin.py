@@ -28,6 +28,7 @@ FAMILIES = {  # config.model_type: module and class; a family that differs in no
     "qwen3_moe": "decoder:DecoderAdapter",
     "smollm3": "smollm3:SmolLM3Adapter",
     "stablelm": "stablelm:StableLmAdapter",
+    "starcoder2": "decoder:DecoderAdapter",
 }
 
 

@@ -8,11 +8,7 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny_model
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
     StaticCache,
     T5Config,
     T5ForConditionalGeneration,
@@ -60,23 +56,9 @@ def test_an_encoder_decoder_is_refused() -> None:
         memcore.wrap(model)
 
 
-def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
-    model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(memcore.UnsupportedModelError, match=r"bloom.*gemma3_text, llama, qwen2"):
-        memcore.wrap(model)
-
-
 def test_something_that_is_no_model_is_refused() -> None:
     with pytest.raises(memcore.UnsupportedModelError, match=r"torch\.nn.*Linear"):
         memcore.wrap(torch.nn.Linear(2, 2))  # type: ignore[type-var]
-
-
-def test_frequencies_that_depend_on_length_are_refused() -> None:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
-    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, rope_parameters=rope)  # fmt: skip
-    with pytest.raises(memcore.UnsupportedModelError, match="'dynamic'"):
-        memcore.wrap(LlamaForCausalLM(config))
 
 
 def test_wrapping_twice_is_refused_and_the_memory_stays() -> None:

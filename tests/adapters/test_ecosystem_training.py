@@ -22,7 +22,7 @@ SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, 
 EVERYTHING = attrs.evolve(SMALL, top_k=10_000, positions="original")
 LENGTH = 120
 
-families = pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])  # with and without sliding layers
+families = pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])  # with and without sliding layers
 
 
 def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,7 +114,7 @@ def test_gradient_checkpointing_changes_no_gradient(family: str, attention: str,
 
 def test_checkpointing_some_layers_only_changes_no_gradient() -> None:
     batch = {"input_ids": random_tokens(1, LENGTH, seed=62)}
-    model = memcore.wrap(tiny_model("gemma3").train(), SMALL)
+    model = memcore.wrap(tiny_model("gemma3_text").train(), SMALL)
     want = step(model, batch)
     checkpoint(model)
     model.get_decoder().layers[1].gradient_checkpointing = False
@@ -169,7 +169,7 @@ def test_a_training_step_leaves_nothing_in_the_bank(checkpointing: bool) -> None
 
 
 def test_generation_while_checkpointing_is_on_is_the_same() -> None:
-    model = memcore.wrap(tiny_model("gemma3"), EVERYTHING)
+    model = memcore.wrap(tiny_model("gemma3_text"), EVERYTHING)
     text = random_tokens(1, 80, seed=67)
     want = model.generate(text, max_new_tokens=12, do_sample=False)
     model.train()

@@ -33,7 +33,7 @@ from memcore.plugins import registry
 CONFIG = MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
 IDS = random_tokens(1, 300, seed=1)
 QUESTION = random_tokens(1, 6, seed=2)
-FAMILIES = ["llama", "gemma3"]
+FAMILIES = ["llama", "gemma3_text"]
 
 
 def wrapped(family: str = "llama", config: MemoryConfig = CONFIG, **options: Any) -> Any:
