@@ -30,6 +30,10 @@ _MEASURED: Final = 512
 """Vectors from which mean and spread are estimated: their mean is within about 1/22 of a spread of that of all."""
 
 
+_PIECE: Final = 64
+"""Vectors of these that are added up at a time."""
+
+
 @attrs.frozen(eq=False)
 class Found:
     """What a :class:`VectorIndex` found for ``Q`` queries, best first.
@@ -248,16 +252,31 @@ class ApproximateIndex(SearchIndex):
 
     def _measure(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Return the vectors' mean, ``[E]``, and their mean squared distance from it."""
-        sample = self._sample(embeddings, _MEASURED)
-        mean = sample.mean(dim=0)
-        return mean, (sample - mean).square().sum(dim=1).mean()
+        vectors = embeddings.flatten(0, 1)
+        places, count = self._places(vectors, _MEASURED), min(len(vectors), _MEASURED)
+        # Distances from one of them, summed up in pieces: numbers stay small, and new memory for all of the sample
+        # would take longer than the arithmetic.
+        near = vectors[0]
+        total, squares = torch.zeros_like(near), near.new_zeros(())
+        for at in range(0, count, _PIECE):
+            part = slice(at, min(at + _PIECE, count))
+            away = vectors[part if places is None else places[part]] - near
+            total += away.sum(dim=0)
+            squares += torch.dot(away.view(-1), away.view(-1))
+        offset = total / count
+        return near + offset, (squares / count - torch.dot(offset, offset)).clamp(min=0)
 
     def _sample(self, embeddings: Tensor, count: int) -> Tensor:
         vectors = embeddings.flatten(0, 1)
+        places = self._places(vectors, count)
+        return vectors if places is None else vectors[places]
+
+    def _places(self, vectors: Tensor, count: int) -> Tensor | None:
+        """Return where ``count`` random vectors are, or None for all if there are no more."""
         if len(vectors) <= count:
-            return vectors
+            return None
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(self._seed))
-        return vectors[order[:count].to(vectors.device)]
+        return order[:count].to(vectors.device)
 
 
 def first_distinct(ids: Tensor, top_k: int) -> Tensor:
