@@ -92,7 +92,7 @@ class LmdbBackend(PersistentBackend):
         with self._using(to_write=True), torch.no_grad():
             state = self._find(namespace) or Namespace.new(namespace, chunks, self._options.compression)
             state.check(chunks)
-            size = state.layout.nbytes(len(chunks), int(chunks.lengths.sum()))
+            size = state.layout.nbytes(len(chunks), sum(chunks.lengths.tolist()))
             if self._make_room(size):
                 state = self._find(namespace) or state
             payloads = state.layout.encode(chunks, self._arena)

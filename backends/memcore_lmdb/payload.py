@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import attrs
 import torch
@@ -108,37 +108,43 @@ class PayloadLayout:
             BackendError: they cannot be compressed as they should be.
         """
         payload = self._payload(chunks)
-        starts, lengths = chunks.starts.tolist(), chunks.lengths.cpu()
-        values: list[memoryview] = [memoryview(b"")] * len(chunks)
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero().flatten()
+        starts, lengths = chunks.starts.tolist(), chunks.lengths.tolist()
+        values: list[memoryview] = []
+        for first, end in _runs(lengths):
+            length = lengths[first]
             size = self.size(length)
-            for some in rows.split(arena.room(size)):
-                flat = self._write(payload, some, length, arena.take(len(some) * size))
-                for at, row in enumerate(some.tolist()):
-                    value = flat[at * size : at * size + size]
+            step = arena.room(size)
+            for at in range(first, end, step):
+                rows = range(at, min(at + step, end))
+                flat = arena.take(len(rows) * size)
+                self._write(payload, rows, length, flat)
+                for place, row in enumerate(rows):
+                    value = flat[place * size : place * size + size]
                     _HEAD.pack_into(value, 0, 0, starts[row], length)
                     _CHECKSUM.pack_into(value, 0, xxh3_64_intdigest(value[_CHECKSUM.size :]))
-                    values[row] = value
+                    values.append(value)
         return values
 
-    def _write(self, payload: dict[str, Tensor], rows: Tensor, length: int, room: Tensor) -> memoryview:
+    def _write(self, payload: dict[str, Tensor], rows: range, length: int, room: memoryview) -> None:
         """Write the sections of these rows, all of this length, to where they belong in ``room``."""
-        buffer = room.view(len(rows), -1)
-        # As a rule all chunks of a batch have one length, and their rows are not gathered but cut out.
-        first, last = int(rows[0]), int(rows[-1])
-        chosen: Any = slice(first, last + 1) if last - first + 1 == len(rows) else rows
+        buffer = torch.frombuffer(room, dtype=torch.uint8)
+        size = len(room) // len(rows)
         at = _HEAD.size
-        for section in self.sections:
-            wide = section.nbytes(length)
+        for section, (wide, shape, _) in zip(self.sections, self._sized(length), strict=False):
             if wide:
-                part = payload[section.name][chosen]
-                if _TOKENS in section.shape:
+                part = payload[section.name]
+                if len(rows) < part.shape[0]:
+                    part = part[rows.start : rows.stop]
+                if part.shape[1:] != shape:
                     part = part.narrow(1 + section.shape.index(_TOKENS), 0, length)
                 part = _as_bytes(part)
-                buffer[:, at : at + wide].view(part.shape).copy_(part)
+                # The sections of a row lie side by side, so the rows of a section lie apart.
+                strides, stride = [1], 1
+                for count in part.shape[:1:-1]:
+                    stride *= count
+                    strides.append(stride)
+                buffer.as_strided(part.shape, (size, *reversed(strides)), at).copy_(part)
             at += wide
-        return room.numpy().data
 
     def decode(self, values: Sequence[memoryview], vectors: Sequence[memoryview], width: int) -> ChunkBatch:
         """Copy chunks out into a batch.
@@ -191,6 +197,15 @@ class PayloadLayout:
             self._fixed + self._per_token * length for _, _, length in map(_HEAD.unpack_from, values)
         ]
 
+    def _sized(self, tokens: int) -> list[_Sized]:
+        """Return what each section of a chunk of so many tokens takes, and last what its embeddings do."""
+        shapes = self._shapes.get(tokens)
+        if shapes is None:
+            shapes = self._shapes[tokens] = [
+                (section.nbytes(tokens), section.sized(tokens), section.dtype) for section in self._with_embeddings
+            ]
+        return shapes
+
     def _columns(self, rows: int, width: int, *, fill: bool) -> tuple[list[Tensor], list[tuple[memoryview, int]]]:
         """Return room for so many rows of each section and of embeddings, of ``width`` tokens, with zeros if ``fill``.
 
@@ -200,11 +215,7 @@ class PayloadLayout:
         Returns:
             The columns, ``[rows, ...]``, and the memory of each, with the bytes of a row.
         """
-        shapes = self._shapes.get(width)
-        if shapes is None:
-            shapes = self._shapes[width] = [
-                (section.nbytes(width), section.sized(width), section.dtype) for section in self._with_embeddings
-            ]
+        shapes = self._sized(width)
         starts = [0, *itertools.accumulate(-(-rows * size // _ALIGNMENT) * _ALIGNMENT for size, _, _ in shapes)]
         room = (torch.zeros if fill else torch.empty)(starts[-1], dtype=torch.uint8)
         flat = room.numpy().data
@@ -237,10 +248,22 @@ def raise_damaged(namespace: str, id: int, problem: str) -> None:
         )
 
 
+def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield where each run of equal lengths begins and ends."""
+    if lengths and lengths.count(lengths[0]) == len(lengths):  # as a rule
+        yield 0, len(lengths)
+        return
+    first = 0
+    for _, run in itertools.groupby(lengths):
+        end = first + sum(1 for _ in run)
+        yield first, end
+        first = end
+
+
 def _as_bytes(tensor: Tensor) -> Tensor:
     """Return the same memory as uint8, the last dimension being wider."""
     if tensor.stride(-1) != 1:
-        tensor = tensor.contiguous()
+        tensor = tensor.clone(memory_format=torch.contiguous_format)  # contiguous() may find that one row is
     return tensor.view(torch.uint8)
 
 

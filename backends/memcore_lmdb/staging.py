@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from memcore.reserved import reserve
+
 
 class StagedChunks:
     """Chunks of one namespace in memory, in the order they came.
@@ -40,12 +42,13 @@ class StagedChunks:
     def add(self, ids: Sequence[int], payloads: Sequence[memoryview], lengths: Sequence[int], vectors: Tensor) -> None:
         """Add chunks with ids larger than all before, and embeddings ``[N, V, E]``, which are copied."""
         total = self._used + len(ids)
-        with torch.inference_mode(False), torch.no_grad():
-            if total > len(self._vectors):
-                grown = torch.empty(max(total, 2 * len(self._vectors)), *self._vectors.shape[1:])
+        if total > self._vectors.shape[0]:
+            with torch.inference_mode(False):
+                shape = (max(total, 2 * self._vectors.shape[0]), *self._vectors.shape[1:])
+                grown = reserve(shape, torch.float32, torch.device("cpu"))
                 grown[: self._used] = self._vectors[: self._used]
                 self._vectors = grown
-            self._vectors[self._used : total] = vectors
+        self._vectors[self._used : total].copy_(vectors)
         for row, (id, payload, length) in enumerate(zip(ids, payloads, lengths, strict=True), self._used):
             self.payloads[id] = payload
             self.lengths[id] = length
