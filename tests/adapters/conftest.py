@@ -10,6 +10,7 @@ import pytest
 from family_table import Finding, put, table
 
 HEADS = {"families": ("model type", "attention"), "scalings": ("RoPE type", "attention")}
+ROWS = {"families": ("family", "attention"), "scalings": ("rope", "attention")}  # the tests' parameters
 
 _findings = pytest.StashKey[list[Finding]]()
 
@@ -29,10 +30,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     mark = item.get_closest_marker("oracle")
     if mark is not None and isinstance(item, pytest.Function) and (report.when == "call" or report.failed):
         parameters: dict[str, Any] = item.callspec.params
+        name = mark.kwargs.get("table", "families")
         item.config.stash[_findings].append(
             Finding(
-                table=mark.kwargs.get("table", "families"),
-                row=(parameters["family"], parameters["attention"]),
+                table=name,
+                row=tuple(parameters[each] for each in ROWS[name]),
                 oracle=mark.args[0],
                 dtype=parameters["dtype"],
                 passed=report.passed,

@@ -13,14 +13,18 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from memcore_adapters.delegate import delegate_for
 from tiny_models import FAMILIES, FEW_FAMILIES, attentions, padded_batch, random_tokens, tiny_model
+from transformers import AttentionInterface, AttentionMaskInterface
 
 import memcore
 from memcore import MemoryConfig
+from memcore.rotary import rotate
 
 SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, question_tokens=5, retrieve_every=3)
 EVERYTHING = attrs.evolve(SMALL, top_k=10_000, positions="original")
 
+LEARNED = ("gpt2", "opt")  # a vector for each position is part of the hidden states
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 every_family = pytest.mark.parametrize("family", list(FAMILIES))
@@ -136,6 +140,39 @@ def test_changing_later_tokens_changes_no_earlier_logit(family: str, attention: 
     logits = model(changed_later(140, 0)[0]).logits
     for t in (35, 99, 137):  # the window's end, a segment's middle, within the question
         assert torch.equal(model(changed_later(140, t)[1]).logits[:, : t + 1], logits[:, : t + 1])
+
+
+@oracle("rotation")
+@every_case
+@torch.no_grad()
+def test_keys_turn_as_the_geometry_says(
+    family: str, attention: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A token on its own has the same hidden states wherever it stands, so that its keys differ by their rotation only.
+    model = make(family, attention, dtype)
+    geometries = [setup.geometry for setup in memcore.wrap(model, SMALL).memory.layer_setups]
+    layers = [setup.index for setup in model.memory.layer_setups]
+    memcore.unwrap(model)
+    keys: dict[int, list[torch.Tensor]] = {}
+
+    def spy(module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        keys.setdefault(module.layer_idx, []).append(key)
+        return delegate_for(model.get_decoder(), attention).function(module, query, key, *args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "spy", spy)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "spy", AttentionMaskInterface()[attention])
+    model.set_attn_implementation("spy")
+    token, shift = random_tokens(1, 1, seed=14), 777
+    for position in (0, shift):
+        model(token, position_ids=torch.tensor([[position]]))
+    for index, geometry in zip(layers, geometries, strict=True):
+        here, there = keys[index]
+        if geometry is not None:
+            assert not torch.equal(here, there)
+            here = rotate(here, torch.tensor(shift), geometry)
+        if family not in LEARNED:
+            tolerance = 1e-4 if dtype == "fp32" else 4 * torch.finfo(torch.bfloat16).eps * float(there.abs().max())
+            torch.testing.assert_close(here, there, atol=tolerance, rtol=0)
 
 
 @oracle("effect")
