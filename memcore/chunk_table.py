@@ -125,11 +125,15 @@ class ChunkTable:
             ChunkShapeError: they do not fit the chunks that came before.
             BackendError: an embedding is NaN or infinite, or keys or values are and are to be compressed.
         """
+        if torch.is_inference_mode_enabled():
+            # Rows made in inference mode could never be written to or used in training outside of it. Turning it off
+            # where it is not on is dear for few chunks.
+            with torch.inference_mode(False):
+                return self.add(chunks)
         self._check(chunks)
         count = len(chunks)
         total = self._count + count
-        # Rows made in inference mode could never be written to or used in training outside of it.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             payload = {"keys": chunks.keys, "values": chunks.values}
             if self.compression == "int8":
                 payload = compress(chunks.keys, chunks.values, chunks.lengths)
@@ -145,8 +149,8 @@ class ChunkTable:
                     column[:, width:] = UNKNOWN_TOKEN
                     column = column[:, :width]
                 column.copy_(getattr(chunks, name))
-            self._columns["ids"][self._count : total] = new
-            self._columns["slots"][self._count : total] = self._payload.put(payload)
+            self._columns["ids"][self._count : total].copy_(new)
+            self._columns["slots"][self._count : total].copy_(self._payload.put(payload))
         self._count = total
         self._views.clear()
         self._next_id += count

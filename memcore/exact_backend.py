@@ -38,7 +38,7 @@ def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult
         with torch.autocast(kind, enabled=False):
             return exact_search(table, queries, top_k)
     best = best_products(vectors, queries).topk(top_k, dim=1)
-    return SearchResult(ids=table.ids[best.indices.cpu()], scores=best.values)
+    return SearchResult(ids=table.ids.take(best.indices.cpu()), scores=best.values)
 
 
 def best_products(vectors: Tensor, queries: Tensor) -> Tensor:

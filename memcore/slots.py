@@ -87,10 +87,12 @@ class Slots:
             Their slots, ``[N]`` int64 on the CPU.
         """
         count = next(iter(rows.values())).shape[0]
-        again, self._free = self._free[:count], self._free[count:]
-        done = again.shape[0]
-        for part, block, local in self._runs(again):
-            self._write(block, local.to(self.device), rows, part)
+        again, done = self._free, 0
+        if again.shape[0]:
+            again, self._free = again[:count], again[count:]
+            done = again.shape[0]
+            for part, block, local in self._runs(again):
+                self._write(block, local.to(self.device), rows, part)
         end = self._used + count - done
         fresh = torch.arange(self._used, end)
         while self._used < end:
@@ -99,7 +101,7 @@ class Slots:
             self._write(self._blocks[number], slice(low, low + length), rows, slice(done, done + length))
             self._used += length
             done += length
-        return torch.cat((again, fresh)) if again.shape[0] else fresh
+        return torch.cat((again, fresh)) if done else fresh
 
     def take(self, slots: Tensor, *, pinned: bool = False) -> dict[str, Tensor]:
         """Copy out the rows in these slots, ``[N]`` int64 on the CPU, in this order, repeats allowed.
@@ -144,13 +146,15 @@ class Slots:
         """Copy a part of the rows to places of a block and fill up what is narrower."""
         for name, row in rows.items():
             column = block[name]
+            if part.stop - part.start < row.shape[0]:
+                row = row[part]
             if name in self._by_token and row.shape[2] < self.width:
                 column[where, :, row.shape[2] :] = 0
                 column = column[:, :, : row.shape[2]]
             if isinstance(where, slice):
-                column[where].copy_(row[part])
+                column[where].copy_(row)
             else:
-                column.index_copy_(0, where, row[part].to(self.device))
+                column.index_copy_(0, where, row.to(self.device))
 
     def _resized(
         self, old: Mapping[str, Tensor], like: Mapping[str, Tensor], count: int, width: int
