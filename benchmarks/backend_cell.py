@@ -30,6 +30,7 @@ from memcore.backend import MemoryBackend, PersistentBackend
 from memcore.chunk import ChunkBatch
 from memcore.options import structure_options
 from memcore.plugins import registry
+from memcore.reserved import reserve
 
 TOP_K: Final = 8
 SPACE: Final = "layer"
@@ -245,8 +246,14 @@ def always_take_new_memory() -> None:
 
 
 def touch(count: int) -> None:
-    """Use as many bytes once: a virtual machine may get its memory from the host only then, which takes long."""
-    torch.empty(min(count, psutil.virtual_memory().available // 2), dtype=torch.uint8).zero_()
+    """Use as many bytes once: a virtual machine may get its memory from the host only then, which takes long.
+
+    Once in huge pages, which memcore's tables lie in, and once in small ones, as the raw libraries' memory does: they
+    need not be the same bytes.
+    """
+    size = min(count, psutil.virtual_memory().available // 2)
+    reserve((size,), torch.uint8, torch.device("cpu")).zero_()
+    torch.empty(size, dtype=torch.uint8).zero_()
 
 
 def in_turn(ours: Callable[[], object], raw: Callable[[], object], turn: int, clock: str) -> tuple[float, float]:
