@@ -25,6 +25,7 @@ from memcore.errors import (
     ConfigError,
     CorruptedError,
     MemcoreError,
+    MemcoreWarning,
     MissingDependencyError,
     NotWrappedError,
     PluginError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from memcore.backend import Damage, MemoryBackend, PersistentBackend
     from memcore.bank import MemoryBank
     from memcore.cache import MemoryCache
+    from memcore.chat import Chat
     from memcore.chunk import ChunkBatch, SearchResult
     from memcore.config import MemoryConfig
     from memcore.embedder import ChunkEmbedder
@@ -61,6 +63,7 @@ _HOMES = {  # where the names that cost an import of torch or of the configurati
     "memcore.backend": ("Damage", "MemoryBackend", "PersistentBackend"),
     "memcore.bank": ("MemoryBank",),
     "memcore.cache": ("MemoryCache",),
+    "memcore.chat": ("Chat",),
     "memcore.chunk": ("ChunkBatch", "SearchResult"),
     "memcore.config": ("MemoryConfig",),
     "memcore.embedder": ("ChunkEmbedder",),
@@ -76,6 +79,7 @@ __all__ = [
     "AlreadyWrappedError",
     "AutoAdapter",
     "BackendError",
+    "Chat",
     "ChunkBatch",
     "ChunkEmbedder",
     "ChunkShapeError",
@@ -87,6 +91,7 @@ __all__ = [
     "Damage",
     "EvictionPolicy",
     "MemcoreError",
+    "MemcoreWarning",
     "MemoryBackend",
     "MemoryBank",
     "MemoryCache",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,7 @@ from memcore.options import describe
 from memcore.prompt import closing, encode, opening
 from memcore.reader import Answer, Progress, answer
 from memcore.session_store import SessionInfo, Unfinished, check_name, now
+from memcore.transcript import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +51,9 @@ _BINDING: Final = (
 _TOKENS: Final = "tokens"
 """Name of the tensor with all token ids read, beside those of the cache."""
 
+_MESSAGES: Final = "messages"
+"""Name of the tensor with the messages of a chat as JSON, uint8."""
+
 
 class Session:
     """A memory with a name, which outlives the call and, with a persistent backend, the process.
@@ -64,6 +69,7 @@ class Session:
 
     Attributes:
         info: what the session is and how far it has read.
+        messages: what was said in it, if it is that of a :class:`memcore.Chat`.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Session:
         self._tokenizer = tokenizer
         self._cache: MemoryCache | None = None
         self._read = torch.empty(1, 0, dtype=torch.long)
+        self.messages: list[Message] = []
         made = SessionInfo(
             name=check_name(name),
             model=str(getattr(model.config, "_name_or_path", "")),
@@ -113,6 +120,12 @@ class Session:
         self._load()
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The model that reads and answers."""
+        model: PreTrainedModel = self._model
+        return model
+
+    @property
     def tokens(self) -> int:
         """Tokens read so far."""
         return self.info.tokens
@@ -123,6 +136,7 @@ class Session:
         *,
         progress: Progress | None = None,
         checkpoint_tokens: int = 8192,
+        messages: Sequence[Message] | None = None,
     ) -> None:
         """Read a text into the memory, after what it has read before.
 
@@ -134,6 +148,7 @@ class Session:
             source: a text; the path of a UTF-8 file; or token ids, ``[T]`` or ``[1, T]``, which are read as they are.
             progress: told how far it is, in tokens of this text.
             checkpoint_tokens: about how many tokens to read between two checkpoints.
+            messages: what :attr:`messages` are once all of it has been read; None for as they are.
 
         Raises:
             UnsupportedInputError: there is nothing to read, or a text is given and the session has no tokenizer.
@@ -141,9 +156,7 @@ class Session:
             SessionError: it has read another text in part, which must be finished first; or another handle on the
                 same session has read on in the meantime.
         """
-        if self._memory.bank.read_only:
-            raise ReadOnlyError(f"session {self.info.name!r} cannot read on: its backend was opened read-only")
-        self._check_latest()
+        self._check_writable()
         begun = self.info.unfinished
         ids = self._encode(source, first=self.tokens - (begun.done if begun else 0) == 0)
         digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
@@ -159,8 +172,34 @@ class Session:
                 end = min(total, done + self._block(checkpoint_tokens))
                 self._forward(ids[:, done:end], progress, done, total)
                 left = None if end == total else Unfinished(digest=digest, tokens=total, done=end)
-                self._checkpoint(ids[:, done:end], left)
+                self._checkpoint(ids[:, done:end], left, None if left else messages)
                 done = end
+        except BaseException:
+            self._load()
+            raise
+
+    def extend(self, step: Callable[[MemoryCache], tuple[Tensor, Sequence[Message]]]) -> None:
+        """Go on by a step of the caller's own, and make it durable. If it fails, the session is as it was.
+
+        Args:
+            step: feeds tokens to the session's cache and returns all of them, ``[1, T]`` int64, and what
+                :attr:`messages` are then.
+
+        Raises:
+            ReadOnlyError: the backend is read-only.
+            SessionError: it has read a text in part, which must be finished first; or another handle on the same
+                session has read on in the meantime.
+        """
+        self._check_writable()
+        if self.info.unfinished is not None:
+            left = self.info.unfinished
+            raise SessionError(
+                f"session {self.info.name!r} has read {left.done:,} of the {left.tokens:,} tokens of a text; "
+                "read that one again to finish it first, or drop the session"
+            )
+        try:
+            ids, messages = step(self._own_cache())
+            self._checkpoint(ids, None, messages)
         except BaseException:
             self._load()
             raise
@@ -210,13 +249,19 @@ class Session:
             if progress is not None:
                 progress(done + end, total)
 
-        if self._cache is None:
-            self._cache = MemoryCache(self._memory, [self.info.row_name])
         with torch.no_grad(), self._memory.reading(tell, question=False):
             self._model(
-                input_ids=ids.to(self._model.device), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+                input_ids=ids.to(self._model.device),
+                past_key_values=self._own_cache(),
+                use_cache=True,
+                logits_to_keep=1,
             )
         tell(ids.shape[1], total)
+
+    def _own_cache(self) -> MemoryCache:
+        if self._cache is None:
+            self._cache = MemoryCache(self._memory, [self.info.row_name])
+        return self._cache
 
     def _block(self, checkpoint_tokens: int) -> int:
         """Return how many tokens to read up to the next checkpoint: whole segments, so that it changes no piece."""
@@ -224,8 +269,11 @@ class Session:
         room = max(0, config.window + config.sinks - self.tokens)
         return room + max(1, (checkpoint_tokens - room) // config.segment_length) * config.segment_length
 
-    def _checkpoint(self, ids: Tensor, unfinished: Unfinished | None) -> None:
+    def _checkpoint(
+        self, ids: Tensor, unfinished: Unfinished | None, messages: Sequence[Message] | None = None
+    ) -> None:
         assert self._cache is not None
+        self.messages = self.messages if messages is None else list(messages)
         self._read = torch.cat((self._read, ids), dim=1)
         bank = self._memory.bank
         self.info = attrs.evolve(
@@ -239,7 +287,9 @@ class Session:
             },
             unfinished=unfinished,
         )
-        self._memory.sessions.save(self.info, {**self._cache.state(), _TOKENS: self._read.to(torch.int32)})
+        said = bytearray(json.dumps(self.messages).encode())
+        kept = {_TOKENS: self._read.to(torch.int32), _MESSAGES: torch.frombuffer(said, dtype=torch.uint8)}
+        self._memory.sessions.save(self.info, {**self._cache.state(), **kept})
 
     def _load(self) -> None:
         """Become what the latest checkpoint says, and forget chunks that were stored after it."""
@@ -259,10 +309,13 @@ class Session:
                 )
             if not bank.read_only:
                 bank.truncate(namespace, next_id)
+        self.messages = []
         if not state:
             self._cache, self._read = None, self._read[:, :0]
             return
         try:
+            if _MESSAGES in state:  # earlier versions kept none
+                self.messages = json.loads(state.pop(_MESSAGES).numpy().tobytes())
             self._read = state.pop(_TOKENS).long()
             self._cache = MemoryCache.from_state(self._memory, state, [self.info.row_name], self._model.device)
         except KeyError as error:
@@ -291,6 +344,11 @@ class Session:
         ]
         if differ:
             raise SessionMismatchError(f"session {name!r} was made with {'; '.join(differ)}: wrap the model with that")
+
+    def _check_writable(self) -> None:
+        if self._memory.bank.read_only:
+            raise ReadOnlyError(f"session {self.info.name!r} cannot read on: its backend was opened read-only")
+        self._check_latest()
 
     def _check_latest(self) -> None:
         if self._memory.sessions.info(self.info.name).changed != self.info.changed:

@@ -1,0 +1,381 @@
+"""A conversation of many turns, of which the model forgets nothing that its memory can find."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from memcore.cache import MemoryCache
+from memcore.errors import NotWrappedError, SessionError, UnsupportedInputError
+from memcore.memory import Memory
+from memcore.prompt import encode
+from memcore.reader import Answer, Progress, answer
+from memcore.session import Session
+from memcore.transcript import USER, Message, next_turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_STOP: Final = f"\n{USER}"
+"""Where a model that writes a plain transcript begins to speak for the user."""
+
+Hearing = Callable[[str], None]
+"""Called with each piece of a reply as it is generated."""
+
+
+class Chat:
+    """A conversation whose memory outlives the window and, with a session on disk, the process.
+
+    Every turn feeds only what is new to one cache. What is said and what is replied enter the memory alike, token by
+    token, and stay as they were said.
+
+    A turn is either done or did not happen: if :meth:`say` raises, KeyboardInterrupt included, the chat is as it was
+    before. :meth:`stop` ends a reply early, and what was generated of it counts as the reply.
+
+    Example:
+        >>> chat = memcore.Chat(model, tokenizer, system="Be brief.")  # doctest: +SKIP
+        >>> chat.say("My cat is called Moth.").text  # doctest: +SKIP
+        >>> chat.say("What is my cat called?").text  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        session: Session | str | None = None,
+        *,
+        system: str = "",
+    ) -> None:
+        """Begin a chat, or go on with one.
+
+        Args:
+            model: a wrapped model.
+            tokenizer: the model's. With its chat template, or, if it has none, as a plain transcript of ``User:`` and
+                ``Assistant:``.
+            session: a session, or the name of one, that the chat goes on in and that every turn is kept in; None for
+                a chat that is forgotten with this object. What a session has read before is known to the chat.
+            system: what the model is told before anything else; a chat that goes on has it already.
+
+        Raises:
+            NotWrappedError: the model has no memory.
+            SessionError: the session is that of another model or tokenizer.
+            UnsupportedInputError: the session has begun already, with another system message; or the chat template
+                does not take one.
+            UnsupportedModelError: the chat template cannot be followed turn by turn.
+        """
+        memory = getattr(model, "memory", None)
+        if not isinstance(memory, Memory):
+            raise NotWrappedError(f"{type(model).__name__} has no memory; memcore.wrap(model, ...) gives it one")
+        if isinstance(session, Session) and session.model is not model:
+            raise SessionError(f"session {session.info.name!r} was opened with another model than the chat's")
+        self._model = model
+        self._tokenizer = tokenizer
+        self._memory = memory
+        self._said: Session | _Fleeting = (
+            _Fleeting(model, memory)
+            if session is None
+            else Session(model, session, tokenizer)
+            if isinstance(session, str)
+            else session
+        )
+        self._beginning = [{"role": "system", "content": system.strip()}] if system.strip() else []
+        if self._beginning and self._said.tokens and self.messages[:1] != self._beginning:
+            raise UnsupportedInputError(
+                f"the session has read {self._said.tokens:,} tokens already, and a system message cannot be put before "
+                "them: leave `system` out, or begin another session"
+            )
+        next_turn(tokenizer, self.messages)  # now is the time to complain about the template
+        self._stopped = threading.Event()
+
+    @property
+    def session(self) -> Session | None:
+        """The session that the chat is kept in."""
+        return self._said if isinstance(self._said, Session) else None
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said, as chat templates take it. At the end may stand a text that was read and not yet talked of."""
+        return copy.deepcopy(self._said.messages or self._beginning)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens said and read so far, by either side."""
+        return self._said.tokens
+
+    def token_ids(self) -> Tensor:
+        """Return everything said and read so far as the model saw it, ``[1, T]`` int64."""
+        return self._said.token_ids()
+
+    def read(self, text: str, progress: Progress | None = None, *, checkpoint_tokens: int = 8192) -> None:
+        """Read a text, of any length, that is to be talked of. It begins what the user says next.
+
+        In a session, reading that was interrupted is gone on with by reading the same text again.
+
+        Args:
+            text: the text.
+            progress: told how far it is, in tokens of this text.
+            checkpoint_tokens: in a session, about how many tokens to read between two checkpoints.
+
+        Raises:
+            UnsupportedInputError: the text is empty.
+            SessionError: the session has read another text in part, or another handle on it has read on.
+            ReadOnlyError: the session's backend is read-only.
+        """
+        text = text.strip()
+        if not text:
+            raise UnsupportedInputError("there is nothing to read: the text is empty")
+        session = self.session
+        left = session.info.unfinished if session is not None else None
+        before = self.tokens - (0 if left is None else left.done)
+        lead = self._lead(before)
+        if not self._tokenizer.chat_template and not self._replied:
+            lead = lead.removesuffix(f"{USER} ")  # the text stands on its own before the first turn
+        ids = self._encode(f"{lead}{text}\n\n", begins=not before)
+        messages = _with(self.messages, text)
+        self._said.ingest(ids, progress=progress, checkpoint_tokens=checkpoint_tokens, messages=messages)
+
+    def say(self, text: str, *, on_text: Hearing | None = None, max_new_tokens: int = 512, **generation: Any) -> Answer:
+        """Say something and return the reply, which ends with the model's turn, or after ``max_new_tokens``.
+
+        Args:
+            text: what the user says.
+            on_text: called with each piece of the reply as it is generated; together they are the reply's text.
+            max_new_tokens: longest reply.
+            **generation: more arguments of ``generate()``; without any the reply is the likeliest, token by token.
+
+        Returns:
+            The reply, and the passages that its last tokens were generated with.
+
+        Raises:
+            UnsupportedInputError: nothing was said; or the arguments ask for beams or several replies.
+            SessionError: the session has read a text in part; or another handle on it has read on.
+            ReadOnlyError: the session's backend is read-only.
+        """
+        if not text.strip():
+            raise UnsupportedInputError("there is nothing to reply to: what was said is empty")
+        self._check_one(generation)
+        self._stopped.clear()
+        replies: list[Answer] = []
+
+        def step(cache: MemoryCache) -> tuple[Tensor, list[Message]]:
+            reply, ids, messages = self._turn(cache, text.strip(), on_text, max_new_tokens, generation)
+            replies.append(reply)
+            return ids, messages
+
+        self._said.extend(step)
+        return replies[0]
+
+    def stop(self) -> None:
+        """End the reply that is being generated after the token under way; from any thread or signal handler.
+
+        What was generated until then is kept as the reply.
+        """
+        self._stopped.set()
+
+    def _turn(
+        self, cache: MemoryCache, text: str, on_text: Hearing | None, max_new_tokens: int, generation: dict[str, Any]
+    ) -> tuple[Answer, Tensor, list[Message]]:
+        """Feed what is said, generate the reply, and close the turn.
+
+        Returns:
+            The reply, all ids that were fed, ``[1, T]``, and the messages after it.
+        """
+        tokenizer, read, messages = self._tokenizer, self._said.token_ids(), self.messages
+        turn = next_turn(tokenizer, messages)
+        question = self._encode(f"{self._lead(self.tokens)}{text}{turn.after}", begins=not self.tokens)
+        messages = _with(messages, text)
+        closing = next_turn(tokenizer, [*messages, {"role": "assistant", "content": ""}]).before
+        ends = self._ends(closing)
+        criteria = StoppingCriteriaList(generation.pop("stopping_criteria", ()))
+        begin = read.shape[1] + question.shape[1]
+        listener = _Listener(tokenizer, begin, "" if tokenizer.chat_template else _STOP, on_text, self._stopped, ends)
+        criteria.append(listener)
+        reply = answer(
+            self._model,
+            tokenizer,
+            read=read,
+            question=question,
+            cache=cache,
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=criteria,
+            **({"eos_token_id": sorted(ends)} if ends else {}),
+            **generation,
+        )
+        listener.end(reply.token_ids)
+        kept = _without_end(reply.token_ids, ends)
+        if listener.spoke_for_the_user:
+            # The beginning of what the transcript goes on with has been fed: the last token, which completes it, not.
+            kept = kept[: max(0, cache.seen - begin)]
+            written = str(tokenizer.decode(kept, skip_special_tokens=True))
+            closing = closing[_overlap(written, closing) :]
+        if cache.seen > begin + len(kept):
+            cache.crop(begin + len(kept) - cache.seen)
+        ids = torch.cat((question, kept[None], encode(tokenizer, closing, special=False)), dim=1)
+        self._feed(cache, ids[:, cache.seen - read.shape[1] :])
+        messages.append({"role": "assistant", "content": listener.text})
+        return attrs.evolve(reply, text=listener.text), ids, messages
+
+    def _lead(self, tokens: int) -> str:
+        """Return what is to be fed before the user's next words, after so many tokens in all.
+
+        The end of a reply is fed together with what stands before the next words, so that is nothing most of the time.
+        """
+        before = "" if tokens else next_turn(self._tokenizer, self.messages).before
+        if self._tokenizer.chat_template:
+            return before
+        if tokens and not self._replied:  # after a text, which is no turn
+            return f"{USER} "
+        under_way = bool(tokens) and self.messages[-1]["role"] == "user"
+        return "" if under_way else f"{before} "
+
+    @property
+    def _replied(self) -> bool:
+        return any(each["role"] == "assistant" for each in self._said.messages)
+
+    def _encode(self, text: str, *, begins: bool) -> Tensor:
+        # A chat template writes itself what begins a sequence.
+        return encode(self._tokenizer, text, special=begins and not self._tokenizer.chat_template)
+
+    def _ends(self, closing: str) -> set[int]:
+        """Return the tokens that end a turn: the model's, the tokenizer's, and what the template ends a reply with."""
+        config: Any = self._model.generation_config
+        given = config.eos_token_id
+        ends = {self._tokenizer.eos_token_id, *(given if isinstance(given, list | tuple) else [given])} - {None}
+        first = encode(self._tokenizer, closing, special=False)[0, :1].tolist() if closing else []
+        return {int(end) for end in ends} | ({*first} & {*self._tokenizer.all_special_ids})
+
+    def _feed(self, cache: MemoryCache, ids: Tensor) -> None:
+        _feed(self._model, self._memory, cache, ids, None)
+
+    def _check_one(self, generation: dict[str, Any]) -> None:
+        settings: Any = generation.get("generation_config") or self._model.generation_config
+        for name in ("num_beams", "num_return_sequences"):
+            if (wanted := generation.get(name) or getattr(settings, name) or 1) > 1:
+                raise UnsupportedInputError(
+                    f"a chat goes on with one reply, which is heard while it is generated; got {name}={wanted}"
+                )
+
+
+class _Fleeting:
+    """What a chat without a session goes on from."""
+
+    def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
+        self._model = model
+        self._memory = memory
+        self._cache = memory.new_cache()
+        self._read = torch.empty(1, 0, dtype=torch.long)
+        self.messages: list[Message] = []
+
+    @property
+    def tokens(self) -> int:
+        return self._read.shape[1]
+
+    def token_ids(self) -> Tensor:
+        return self._read.clone()
+
+    def ingest(
+        self, ids: Tensor, *, progress: Progress | None, checkpoint_tokens: int, messages: Sequence[Message]
+    ) -> None:
+        """Read ids; there are no checkpoints to go on from."""
+
+        def step(cache: MemoryCache) -> tuple[Tensor, Sequence[Message]]:
+            _feed(self._model, self._memory, cache, ids, progress)
+            return ids, messages
+
+        self.extend(step)
+
+    def extend(self, step: Callable[[MemoryCache], tuple[Tensor, Sequence[Message]]]) -> None:
+        """Go on by a step; if it fails, everything is as it was."""
+        before = copy.deepcopy(self._cache)
+        try:
+            ids, messages = step(self._cache)
+        except BaseException:
+            self._cache = before
+            raise
+        self._read = torch.cat((self._read, ids), dim=1)
+        self.messages = list(messages)
+
+
+class _Listener(StoppingCriteria):
+    """Hears a reply while it is generated: hands its text on, and says when it must end.
+
+    Attributes:
+        text: what was heard of it, without white space around it.
+        spoke_for_the_user: whether the reply came to ``stop_at``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        begin: int,
+        stop_at: str,
+        tell: Hearing | None,
+        stopped: threading.Event,
+        ends: set[int],
+    ) -> None:
+        """Listen from token ``begin`` on; ``stop_at`` is no part of the reply, and empty for nothing."""
+        self._tokenizer = tokenizer
+        self._begin = begin
+        self._stop_at = stop_at
+        self._tell = tell
+        self._stopped = stopped
+        self._ends = ends
+        self._told = ""
+        self.text = ""
+        self.spoke_for_the_user = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """Say for each row of ``input_ids``, ``[1, T]``, whether it is at its end."""
+        self._hear(input_ids[0, self._begin :], final=False)
+        over = self.spoke_for_the_user or self._stopped.is_set()
+        return torch.full((input_ids.shape[0],), over, device=input_ids.device, dtype=torch.bool)
+
+    def end(self, token_ids: Tensor) -> None:
+        """Hand on what was held back of the reply, ``[T]``."""
+        self._hear(token_ids, final=True)
+
+    def _hear(self, token_ids: Tensor, *, final: bool) -> None:
+        text = str(self._tokenizer.decode(_without_end(token_ids, self._ends), skip_special_tokens=True))
+        if self._stop_at and self._stop_at in text:
+            text, self.spoke_for_the_user = text[: text.index(self._stop_at)], True
+        if not final:  # what may be half a character, or the beginning of a stop, waits until more is known
+            text = text.removesuffix("\ufffd")
+            text = text[: len(text) - _overlap(text, self._stop_at)]
+        self.text = text.strip()
+        if self._tell is not None and self.text.startswith(self._told) and self.text != self._told:
+            new, self._told = self.text[len(self._told) :], self.text
+            self._tell(new)
+
+
+def _feed(model: Any, memory: Memory, cache: MemoryCache, ids: Tensor, progress: Progress | None) -> None:
+    """Feed ids, ``[1, T]``, in which nothing is asked."""
+    if not ids.numel():
+        return
+    with torch.no_grad(), memory.reading(progress, question=False):
+        model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if progress is not None:
+        progress(ids.shape[1], ids.shape[1])
+
+
+def _without_end(token_ids: Tensor, ends: set[int]) -> Tensor:
+    """Leave out the token that ends a turn, which the transcript brings itself."""
+    return token_ids[:-1] if len(token_ids) and int(token_ids[-1]) in ends else token_ids
+
+
+def _overlap(text: str, following: str) -> int:
+    """Return how many characters at the end of ``text`` are the beginning of ``following``."""
+    return next((n for n in range(min(len(text), len(following)), 0, -1) if text.endswith(following[:n])), 0)
+
+
+def _with(messages: list[Message], text: str) -> list[Message]:
+    """Return the messages with something more that the user says."""
+    if messages and messages[-1]["role"] == "user":
+        return [*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']}\n\n{text}"}]
+    return [*messages, {"role": "user", "content": text}]
