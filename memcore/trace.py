@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import attrs
 from torch import Tensor
 
+from memcore.chunk import UNKNOWN_TOKEN
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -167,32 +169,40 @@ class Trace:
         return traced
 
     def explain(self, tokenizer: PreTrainedTokenizerBase, row: int = 0, *, top: int = 3) -> str:
-        """Return the passages that each generated token rests on, as text: a paragraph for each token.
+        """Return what the generated tokens rest on, as text: the passages, then a line for each token.
+
+        Shares are of all the attention of the layers that read, and of all tokens where passages are listed.
 
         Args:
             tokenizer: the model's.
             row: of which sequence of the batch.
-            top: passages for each token, those with the largest share of attention over all layers.
+            top: passages to name for each token, those with the largest share.
         """
-        return "\n".join(line for token in self.tokens(row) for line in _paragraph(tokenizer, token, top))
+        tokens = self.tokens(row)
+        if not tokens:
+            return "no token read from memory: nothing had left the window"
+        passages = [_by_start(token) for token in tokens]
+        named = {start for shares in passages for start in list(shares)[:top]}
+        totals = {start: sum(shares.get(start, 0.0) for shares in passages) / len(tokens) for start in named}
+        texts = {chunk.start: chunk.token_ids for token in tokens for chunk in token.chunks}
+        lines = [
+            f"{totals[start]:6.1%} [{start:,}] {' '.join(_text(tokenizer, texts[start].tolist()).split())}"
+            for start in sorted(totals, key=lambda start: -totals[start])
+        ]
+        for token, shares in zip(tokens, passages, strict=True):
+            written = "the next token" if token.token_id is None else repr(_text(tokenizer, [token.token_id]))
+            best = ", ".join(f"[{start:,}] {share:.1%}" for start, share in list(shares.items())[:top])
+            lines.append(f"{written} at {token.position:,}: {sum(shares.values()):.1%} from memory: {best}")
+        return "\n".join(lines)
 
 
-def _paragraph(tokenizer: PreTrainedTokenizerBase, token: TokenTrace, top: int) -> list[str]:
-    written = "the next token" if token.token_id is None else repr(_text(tokenizer, [token.token_id]))
-    memory = sum(layer.memory for layer in token.layers) / max(1, len(token.layers))
-    lines = [f"{written} at {token.position:,}: {memory:.0%} of attention on memory"]
-    passages: dict[int, list[ChunkRead]] = {}
+def _by_start(token: TokenTrace) -> dict[int, float]:
+    """Return the share of each passage, the mean over the layers that read, the largest first."""
+    shares: dict[int, float] = {}
     for chunk in token.chunks:
-        passages.setdefault(chunk.start, []).append(chunk)
-    totals = sorted(passages.items(), key=lambda item: -sum(chunk.share for chunk in item[1]))
-    for start, chunks in totals[:top]:
-        share = sum(chunk.share for chunk in chunks) / max(1, len(token.layers))
-        layers = ", ".join(str(layer) for layer in sorted({chunk.layer for chunk in chunks}))
-        text = " ".join(_text(tokenizer, chunks[0].token_ids.tolist()).split())
-        lines.append(f"  {share:.1%} from {start:,} (layers {layers}): {text}")
-    return lines
+        shares[chunk.start] = shares.get(chunk.start, 0.0) + chunk.share / len(token.layers)
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    known = [token for token in token_ids if token >= 0]
-    return str(tokenizer.decode(known))
+    return str(tokenizer.decode([token for token in token_ids if token != UNKNOWN_TOKEN]))

@@ -116,6 +116,21 @@ def test_a_pass_key_far_outside_the_window_is_found(
     assert key not in answer()
 
 
+def test_a_trace_shows_that_the_answer_rests_on_the_fact(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    key, text, asked = with_a_fact(tokenizer, 0.6)
+    ids = torch.tensor([text + asked])
+    memcore.wrap(model, window=512)
+    with model.memory.trace() as trace:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False)
+    assert key in tokenizer.decode(out[0, ids.shape[1] :])
+    digits = [token for token in trace.tokens() if token.token_id and tokenizer.decode([token.token_id]) in key]
+    assert len(digits) == len(key)
+    for token in digits:
+        assert f"the green vault is {key}" in tokenizer.decode(token.chunks[0].token_ids)
+    assert f"the green vault is {key}" in trace.explain(tokenizer, top=1).splitlines()[0]
+
+
 def test_a_session_on_disk_answers_after_it_was_closed(loaded: Loaded, tmp_path: Path) -> None:
     pytest.importorskip("lmdb", reason="lmdb is not installed")
     model, tokenizer = loaded
