@@ -79,9 +79,10 @@ def from_pretrained(
     overrides = {field: arguments.pop(field) for field in fields & arguments.keys()}
     if config is not None:
         config = MemoryConfig.from_value(config)  # before the weights, which take their time
-    model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **arguments)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, info = load(name, output_loading_info=True, **arguments)
     wrap(model, config, tokenizer=tokenizer, **overrides)
-    hub = {argument: arguments[argument] for argument in _HUB if argument in arguments}
+    hub: dict[str, Any] = {argument: arguments[argument] for argument in _HUB if argument in arguments}
     _load_what_memory_added(model, name, info["unexpected_keys"], hub)
     return model  # type: ignore[no-any-return]
 
@@ -96,7 +97,8 @@ def _load_what_memory_added(model: Any, name: str | Path, unexpected: Iterable[s
 def _read(name: str | Path, wanted: set[str], hub: dict[str, Any]) -> dict[str, Tensor]:
     """Read some weights of a checkpoint in safetensors files, the only ones that memcore reads."""
     from safetensors import safe_open
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
 
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **hub)
     if index is None:

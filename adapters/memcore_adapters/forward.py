@@ -37,7 +37,11 @@ def make_forward(decoder_class: type, check_call: Callable[[Any, dict[str, Any]]
         own = self._memcore_inner
         return forward_with_memory(functools.partial(inner, self) if own is None else own, self, kwargs)
 
-    return forward
+    # What is attended to is decided in Python, anew for each piece: traced, it would mean a new graph every few tokens,
+    # which takes longer than it saves. What a model does outside of its decoder is compiled all the same, and so are
+    # parts of layers that are compiled one by one (layer.mlp.compile()).
+    uncompiled: Callable[..., Any] = torch.compiler.disable(forward)
+    return uncompiled
 
 
 def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[str, Any]) -> Any:
@@ -119,12 +123,30 @@ def _run_pieces(
 
 
 def _join(outputs: list[Any]) -> Any:
-    """Join the outputs of consecutive pieces along the token axis."""
+    """Join the outputs of consecutive pieces along the token axis.
+
+    Raises:
+        UnsupportedInputError: an output was asked for of which it is not known how it is joined.
+    """
     joined = outputs[-1]
-    joined.last_hidden_state = torch.cat([each.last_hidden_state for each in outputs], dim=1)
-    if getattr(joined, "hidden_states", None) is not None:
-        layers = zip(*(each.hidden_states for each in outputs), strict=True)
-        joined.hidden_states = tuple(torch.cat(layer, dim=1) for layer in layers)
+    batch = joined.last_hidden_state.shape[0]
+    for name, value in list(joined.items()):
+        if name == "past_key_values" or value is None:
+            continue
+        parts = [each[name] for each in outputs]
+        if name == "last_hidden_state":
+            joined[name] = torch.cat(parts, dim=1)
+        elif name == "hidden_states":
+            joined[name] = tuple(
+                None if layer[0] is None else torch.cat(layer, dim=1) for layer in zip(*parts, strict=True)
+            )
+        elif name == "router_logits":  # [B * T, experts] each
+            joined[name] = tuple(
+                torch.cat([part.unflatten(0, (batch, -1)) for part in layer], dim=1).flatten(0, 1)
+                for layer in zip(*parts, strict=True)
+            )
+        else:
+            raise UnsupportedInputError(f"{name} is not available once the input is longer than the window")
     return joined
 
 

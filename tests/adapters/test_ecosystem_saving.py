@@ -25,8 +25,12 @@ SMALL = MemoryConfig(
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A folder with a model that was saved while it had a memory."""
-    memcore.wrap(tiny_model("llama"), SMALL).save_pretrained(tmp_path)
+    wrap(tiny_model("llama"), SMALL).save_pretrained(tmp_path)
     return tmp_path
+
+
+load: Any = memcore.from_pretrained
+wrap: Any = memcore.wrap
 
 
 def logits(model: PreTrainedModel, tokens: int = 100) -> torch.Tensor:
@@ -36,36 +40,36 @@ def logits(model: PreTrainedModel, tokens: int = 100) -> torch.Tensor:
 
 
 def test_the_configuration_is_saved_with_the_weights_and_found_again(saved: Path) -> None:
-    model = memcore.from_pretrained(saved)
+    model = load(saved)
     assert model.memory.config == SMALL
-    assert torch.equal(logits(model), logits(memcore.wrap(tiny_model("llama"), SMALL)))
+    assert torch.equal(logits(model), logits(wrap(tiny_model("llama"), SMALL)))
 
 
 def test_wrapping_a_loaded_model_uses_what_it_was_saved_with(saved: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(saved)
-    assert memcore.wrap(model).memory.config == SMALL
+    assert wrap(model).memory.config == SMALL
     memcore.unwrap(model)
     assert memcore.AutoAdapter().wrap(model).memory.config == SMALL
 
 
 def test_what_is_given_takes_precedence_over_what_was_saved(saved: Path) -> None:
-    assert memcore.from_pretrained(saved, top_k=5).memory.config == attrs.evolve(SMALL, top_k=5)
-    assert memcore.from_pretrained(saved, MemoryConfig(window=64, chunk_size=8)).memory.config.window == 64
+    assert load(saved, top_k=5).memory.config == attrs.evolve(SMALL, top_k=5)
+    assert load(saved, MemoryConfig(window=64, chunk_size=8)).memory.config.window == 64
     model: Any = AutoModelForCausalLM.from_pretrained(saved)
-    assert memcore.wrap(model, sinks=2).memory.config == attrs.evolve(SMALL, sinks=2)
+    assert wrap(model, sinks=2).memory.config == attrs.evolve(SMALL, sinks=2)
     memcore.unwrap(model)
-    assert memcore.wrap(model, {"window": 2048}).memory.config == MemoryConfig(window=2048)
+    assert wrap(model, {"window": 2048}).memory.config == MemoryConfig(window=2048)
 
 
 def test_arguments_for_transformers_reach_it(saved: Path) -> None:
-    model = memcore.from_pretrained(saved, dtype="bfloat16", attn_implementation="eager")
+    model = load(saved, dtype="bfloat16", attn_implementation="eager")
     assert model.dtype == torch.bfloat16
     assert memcore.unwrap(model).config._attn_implementation == "eager"
 
 
 def test_a_model_saved_without_a_memory_gets_the_defaults(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
-    assert memcore.from_pretrained(tmp_path).memory.config == MemoryConfig()
+    assert load(tmp_path).memory.config == MemoryConfig()
 
 
 def test_without_memcore_a_saved_model_is_an_ordinary_one(saved: Path) -> None:
@@ -79,7 +83,7 @@ def test_unwrap_takes_the_configuration_away_again(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)  # which notes the dtype and the class in the configuration
     before = model.config.to_dict()
-    memcore.unwrap(memcore.wrap(model, SMALL)).save_pretrained(tmp_path)
+    memcore.unwrap(wrap(model, SMALL)).save_pretrained(tmp_path)
     assert model.config.to_dict() == before
     assert "memcore" not in json.loads((tmp_path / "config.json").read_text())
 
@@ -87,7 +91,7 @@ def test_unwrap_takes_the_configuration_away_again(tmp_path: Path) -> None:
 def test_unwrap_leaves_what_the_model_was_loaded_with(saved: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(saved)
     before = model.config.to_dict()
-    memcore.unwrap(memcore.wrap(model, window=64))
+    memcore.unwrap(wrap(model, window=64))
     assert model.config.to_dict() == before
 
 
@@ -102,12 +106,12 @@ def test_a_configuration_as_plain_values_is_json() -> None:
 
 def test_a_path_among_the_options_is_saved_as_text(tmp_path: Path) -> None:
     pytest.importorskip("lmdb")
-    model = memcore.wrap(tiny_model("llama"), SMALL, backend="lmdb", backend_options={"path": tmp_path / "memory"})
+    model = wrap(tiny_model("llama"), SMALL, backend="lmdb", backend_options={"path": tmp_path / "memory"})
     model.save_pretrained(tmp_path / "model")
     memcore.unwrap(model)
     stated = json.loads((tmp_path / "model" / "config.json").read_text())["memcore"]
     assert stated["backend_options"] == {"path": str(tmp_path / "memory")}
-    loaded = memcore.from_pretrained(tmp_path / "model")
+    loaded = load(tmp_path / "model")
     assert loaded.memory.bank.persistent
     memcore.unwrap(loaded)
 
@@ -115,8 +119,8 @@ def test_a_path_among_the_options_is_saved_as_text(tmp_path: Path) -> None:
 def test_the_fingerprint_of_a_model_is_the_same_with_and_without_a_memory(saved: Path) -> None:
     model = tiny_model("llama")
     plain = model_fingerprint(model)
-    assert model_fingerprint(memcore.wrap(model, SMALL)) == plain
-    assert model_fingerprint(memcore.from_pretrained(saved, window=64)) == plain
+    assert model_fingerprint(wrap(model, SMALL)) == plain
+    assert model_fingerprint(load(saved, window=64)) == plain
 
 
 @pytest.mark.parametrize("damage", [{"windows": 3}, {"window": "wide"}, "all of it"], ids=str)
@@ -126,17 +130,17 @@ def test_a_saved_configuration_that_cannot_be_used_is_named(saved: Path, damage:
     stated["memcore"] = damage if isinstance(damage, str) else {**stated["memcore"], **damage}
     file.write_text(json.dumps(stated))
     with pytest.raises(memcore.ConfigError, match=r"that the model was saved with cannot be used.*pass another"):
-        memcore.from_pretrained(saved)
-    memcore.from_pretrained(saved, SMALL)
+        load(saved)
+    load(saved, SMALL)
 
 
 def test_a_bad_configuration_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(memcore.ConfigError, match="topk"):
-        memcore.from_pretrained("no/such-model", {"topk": 3})
+        load("no/such-model", {"topk": 3})
 
 
 def test_a_model_of_a_base_class_keeps_it_too(tmp_path: Path) -> None:
-    memcore.wrap(tiny_model("llama").base_model, SMALL).save_pretrained(tmp_path)
+    wrap(tiny_model("llama").base_model, SMALL).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["memcore"]["window"] == 32
 
 
@@ -146,7 +150,7 @@ def test_weights_that_memory_added_to_the_checkpoint_are_loaded(
 ) -> None:
     # Any parameter that only the wrapped model has: here one that the test adds when a model is wrapped.
     def wrap_and_add(model: Any, *args: Any, **kwargs: Any) -> Any:
-        memcore.wrap(model, *args, **kwargs)
+        wrap(model, *args, **kwargs)
         attention = model.get_decoder().layers[1].self_attn
         attention.memory_gate = torch.nn.Parameter(torch.zeros(4))
         return model
@@ -156,11 +160,11 @@ def test_weights_that_memory_added_to_the_checkpoint_are_loaded(
     model.save_pretrained(tmp_path, max_shard_size="20KB" if shards else "5GB")
     assert (tmp_path / "model.safetensors.index.json").exists() == shards
     monkeypatch.setattr("memcore.adapter.wrap", wrap_and_add)
-    loaded: Any = memcore.from_pretrained(tmp_path)
+    loaded: Any = load(tmp_path)
     assert torch.equal(loaded.get_decoder().layers[1].self_attn.memory_gate, torch.arange(4.0))
 
 
 def test_an_unknown_weight_of_a_checkpoint_is_left_alone(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file({**weights, "model.unknown": torch.ones(1)}, saved / "model.safetensors", metadata={"format": "pt"})
-    assert torch.equal(logits(memcore.from_pretrained(saved)), logits(memcore.wrap(tiny_model("llama"), SMALL)))
+    assert torch.equal(logits(load(saved)), logits(wrap(tiny_model("llama"), SMALL)))
