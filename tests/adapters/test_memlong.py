@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 import memcore
-from memcore import MemoryConfig
+from memcore import MemoryCache, MemoryConfig
 
 SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=8, question_tokens=5, retrieve_every=3)
 MEMLONG = attrs.evolve(SMALL, memory_layer=1, layers=(1, 2, 3), rerank=0, gate=True, positions="zero")
@@ -219,6 +219,30 @@ def test_training_reaches_the_gate_and_not_the_memory() -> None:
         gradient = model.model.layers[layer].self_attn.memory_gate.grad
         assert gradient is not None
         assert gradient.abs().sum() > 0
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    tokens, gradients = random_tokens(1, 140, seed=12), []
+    for checkpointed in (False, True):
+        model = memcore.wrap(four_layers(), MEMLONG).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model(tokens, labels=tokens).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert any("memory_gate" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_the_state_of_a_cache_is_all_that_it_needs(text_options: dict[str, Any]) -> None:
+    model = memcore.wrap(four_layers(), MEMLONG, **text_options)
+    tokens = random_tokens(1, 150, seed=15)
+    with torch.no_grad():
+        cache = model.memory.new_cache()
+        model(tokens[:, :140], past_key_values=cache)
+        again = MemoryCache.from_state(model.memory, cache.state(), cache.row_names, model.device)
+        logits = [model(tokens[:, 140:], past_key_values=each).logits for each in (copy.deepcopy(cache), again)]
+    assert torch.equal(*logits)
 
 
 def test_embeddings_cannot_be_read_as_text(text_options: dict[str, Any]) -> None:
