@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import types
 import warnings
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
 
 from memcore.adapter import ModelAdapter
 from memcore.errors import AlreadyWrappedError, MemcoreWarning, NotWrappedError, UnsupportedModelError
@@ -18,10 +20,7 @@ from memcore_adapters.gates import attach_gates, detach_gates
 from memcore_adapters.interface import register
 from memcore_adapters.rope_types import check_rope_types, pin, unpin
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-M = TypeVar("M", bound="PreTrainedModel")
+M = TypeVar("M", bound=PreTrainedModel)
 
 
 class DecoderAdapter(ModelAdapter):
@@ -102,28 +101,35 @@ class DecoderAdapter(ModelAdapter):
         delegate = delegate_for(decoder, implementation)
         if note:
             warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
+        holder = _holder(model)
         geometries = {index: self.geometry(decoder, index) for index in globals_}
-        tokenizer = getattr(model.config, "_name_or_path", None) or None if self.tokenizer is None else self.tokenizer
+        tokenizer = getattr(holder.config, "_name_or_path", None) or None if self.tokenizer is None else self.tokenizer
         memory = Memory(self.config, decoder.config, geometries, tokenizer)
         if self.config.gate:
             attach_gates(decoder, [setup.index for setup in memory.layer_setups if setup.reads])
-        model.set_attn_implementation(register(delegate))
+        holder.set_attn_implementation(register(delegate))
         pin(decoder)
         decoder._memcore_memory = memory
         decoder._memcore_inner = decoder.__dict__.get("forward")
-        decoder.forward = types.MethodType(make_forward(type(decoder), self.check_call), decoder)
-        model.memory = memory  # type: ignore[assignment]
-        model._memcore_adapter = self  # type: ignore[assignment]
+        decoder._memcore_forward = make_forward(type(decoder), self.check_call)
+        decoder.forward = types.MethodType(decoder._memcore_forward, decoder)
         decoder._memcore_implementation = implementation
-        model._memcore_saved = getattr(model.config, CONFIG_FIELD, None)  # type: ignore[assignment]
-        setattr(model.config, CONFIG_FIELD, self.config.to_dict())  # goes with the weights wherever they are saved
+        holder.memory = memory
+        holder._memcore_adapter = self
+        holder._memcore_saved = getattr(holder.config, CONFIG_FIELD, None)
+        setattr(holder.config, CONFIG_FIELD, self.config.to_dict())  # goes with the weights wherever they are saved
         return model
 
     def unwrap(self, model: M) -> M:
         """Take the memory away, in place; see :meth:`memcore.ModelAdapter.unwrap`."""
-        decoder = self.decoder(model)
+        decoder, holder = self.decoder(model), _holder(model)
         if not hasattr(decoder, "_memcore_memory"):
             raise NotWrappedError(f"{type(model).__name__} has no memory to take away")
+        if getattr(decoder.forward, "__func__", None) is not decoder._memcore_forward:
+            raise UnsupportedModelError(
+                f"the forward of {type(decoder).__name__} was replaced after memcore.wrap(), so the memory behind it "
+                "cannot be taken away; undo that first (accelerate: remove_hook_from_module(model, recurse=True))"
+            )
         decoder._memcore_memory.close()  # the first step, for it may fail
         if decoder._memcore_inner is None:
             del decoder.forward
@@ -131,15 +137,15 @@ class DecoderAdapter(ModelAdapter):
             decoder.forward = decoder._memcore_inner
         unpin(decoder)
         detach_gates(decoder)
-        model.set_attn_implementation(decoder._memcore_implementation)
-        saved: Any = model._memcore_saved
-        if saved is None:
-            delattr(model.config, CONFIG_FIELD)
+        holder.set_attn_implementation(decoder._memcore_implementation)
+        if holder._memcore_saved is None:
+            delattr(holder.config, CONFIG_FIELD)
         else:
-            setattr(model.config, CONFIG_FIELD, saved)
-        del model._memcore_saved
-        del decoder._memcore_memory, decoder._memcore_inner, decoder._memcore_implementation
-        del model.memory, model._memcore_adapter
+            setattr(holder.config, CONFIG_FIELD, holder._memcore_saved)
+        for name in ("memory", "inner", "forward", "implementation"):
+            delattr(decoder, f"_memcore_{name}")
+        for name in ("memory", "_memcore_adapter", "_memcore_saved"):
+            delattr(holder, name)
         return model
 
     def _global_layers(self, decoder: Any) -> list[int]:
@@ -154,6 +160,14 @@ class DecoderAdapter(ModelAdapter):
             else "no layer sees all that came before"
         )
         raise UnsupportedModelError(f"{type(decoder).__name__} has no layer with global attention to remember: {cure}")
+
+
+def _holder(model: Any) -> Any:
+    """Return the model that has the memory as an attribute: of one that another library has wrapped, the inside.
+
+    Such wrappers (peft's, say) hand attributes on, and come and go.
+    """
+    return next((each for each in model.modules() if isinstance(each, PreTrainedModel)), model)
 
 
 def _check_registry(decoder: Any, layers: list[int]) -> None:
