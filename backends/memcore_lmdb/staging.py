@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from memcore.reserved import reserve
+
+
+_LEAST: Final = 4 << 20
+"""Bytes of room for embeddings to begin with; the system gives memory only for what is used of them."""
 
 
 class StagedChunks:
@@ -44,7 +49,8 @@ class StagedChunks:
         total = self._used + len(ids)
         if total > self._vectors.shape[0]:
             with torch.inference_mode(False):
-                shape = (max(total, 2 * self._vectors.shape[0]), *self._vectors.shape[1:])
+                least = _LEAST // max(1, vectors[:1].nbytes)
+                shape = (max(total, 2 * self._vectors.shape[0], least), *self._vectors.shape[1:])
                 grown = reserve(shape, torch.float32, torch.device("cpu"))
                 grown[: self._used] = self._vectors[: self._used]
                 self._vectors = grown
