@@ -20,7 +20,10 @@ class Checks:
         """Return which of the committed chunks ``ids`` of the namespace with this number are to be checked."""
         if self.mode == "never":
             return set()
-        return set(ids) if self.mode == "always" else set(ids) - self._seen.get(number, set())
+        seen = self._seen.get(number)
+        if self.mode == "always" or seen is None:
+            return set(ids)
+        return set() if seen.issuperset(ids) else set(ids) - seen
 
     def block_due(self, checked: bool) -> bool:
         """Return whether a block is to be checked which was, or was not, checked before."""

@@ -170,7 +170,7 @@ class PayloadLayout:
                     wide = section.nbytes(length)
                     _copy_short(section, column[row], value[at : at + wide], length)
                     at += wide
-        held = torch.tensor(lengths, dtype=torch.int64)
+        held = torch.full((len(lengths),), width) if even else torch.tensor(lengths, dtype=torch.int64)
         if self.compression == "int8":
             payload["keys"], payload["values"] = decompress(payload, held, self.shape.torch_dtype)
         return ChunkBatch(

@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 from memcore.chunk import ChunkBatch
 from memcore_lmdb.blocks import CHECKSUM, ROW, check_vectors
 from memcore_lmdb.checks import Checks
-from memcore_lmdb.format import PAYLOAD, VECTORS, id_key
+from memcore_lmdb.format import PAYLOAD, VECTORS, id_key, number_key
 from memcore_lmdb.namespace import Namespace
 from memcore_lmdb.payload import raise_damaged
 
@@ -53,7 +53,8 @@ def read_chunks(txn: Any, namespace: Namespace, ids: Tensor, checks: Checks) -> 
 def _read_payloads(txn: Any, namespace: Namespace, ids: list[int], due: set[int]) -> list[memoryview]:
     """Return the payloads of committed chunks, ``due`` being the ids to check."""
     number, layout, name = namespace.record.number, namespace.layout, namespace.record.name
-    keys = [id_key(PAYLOAD, number, id) for id in ids]
+    prefix = number_key(PAYLOAD, number)
+    keys = [prefix + id.to_bytes(8, "big") for id in ids]
     found = txn.cursor().getmulti(keys)
     if len(found) < len(keys):
         there = {bytes(key) for key, _ in found}

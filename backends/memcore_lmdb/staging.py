@@ -10,7 +10,6 @@ from torch import Tensor
 
 from memcore.reserved import reserve
 
-
 _LEAST: Final = 4 << 20
 """Bytes of room for embeddings to begin with; the system gives memory only for what is used of them."""
 
