@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from memcore.cache import MemoryCache
 from memcore.errors import NotWrappedError, SessionError, UnsupportedInputError
+from memcore.listener import Hearing, Listener, overlap, without_end
 from memcore.memory import Memory
 from memcore.prompt import encode
 from memcore.reader import Answer, Progress, answer
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 _STOP: Final = f"\n{USER}"
 """Where a model that writes a plain transcript begins to speak for the user."""
-
-Hearing = Callable[[str], None]
-"""Called with each piece of a reply as it is generated."""
 
 
 class Chat:
@@ -195,7 +193,7 @@ class Chat:
         ends = self._ends(closing)
         criteria = StoppingCriteriaList(generation.pop("stopping_criteria", ()))
         begin = read.shape[1] + question.shape[1]
-        listener = _Listener(tokenizer, begin, "" if tokenizer.chat_template else _STOP, on_text, self._stopped, ends)
+        listener = Listener(tokenizer, begin, "" if tokenizer.chat_template else _STOP, on_text, self._stopped, ends)
         criteria.append(listener)
         reply = answer(
             self._model,
@@ -209,12 +207,12 @@ class Chat:
             **generation,
         )
         listener.end(reply.token_ids)
-        kept = _without_end(reply.token_ids, ends)
+        kept = without_end(reply.token_ids, ends)
         if listener.spoke_for_the_user:
             # The beginning of what the transcript goes on with has been fed: the last token, which completes it, not.
             kept = kept[: max(0, cache.seen - begin)]
             written = str(tokenizer.decode(kept, skip_special_tokens=True))
-            closing = closing[_overlap(written, closing) :]
+            closing = closing[overlap(written, closing) :]
         if cache.seen > begin + len(kept):
             cache.crop(begin + len(kept) - cache.seen)
         ids = torch.cat((question, kept[None], encode(tokenizer, closing, special=False)), dim=1)
@@ -303,57 +301,6 @@ class _Fleeting:
         self.messages = list(messages)
 
 
-class _Listener(StoppingCriteria):
-    """Hears a reply while it is generated: hands its text on, and says when it must end.
-
-    Attributes:
-        text: what was heard of it, without white space around it.
-        spoke_for_the_user: whether the reply came to ``stop_at``.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        begin: int,
-        stop_at: str,
-        tell: Hearing | None,
-        stopped: threading.Event,
-        ends: set[int],
-    ) -> None:
-        """Listen from token ``begin`` on; ``stop_at`` is no part of the reply, and empty for nothing."""
-        self._tokenizer = tokenizer
-        self._begin = begin
-        self._stop_at = stop_at
-        self._tell = tell
-        self._stopped = stopped
-        self._ends = ends
-        self._told = ""
-        self.text = ""
-        self.spoke_for_the_user = False
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Say for each row of ``input_ids``, ``[1, T]``, whether it is at its end."""
-        self._hear(input_ids[0, self._begin :], final=False)
-        over = self.spoke_for_the_user or self._stopped.is_set()
-        return torch.full((input_ids.shape[0],), over, device=input_ids.device, dtype=torch.bool)
-
-    def end(self, token_ids: Tensor) -> None:
-        """Hand on what was held back of the reply, ``[T]``."""
-        self._hear(token_ids, final=True)
-
-    def _hear(self, token_ids: Tensor, *, final: bool) -> None:
-        text = str(self._tokenizer.decode(_without_end(token_ids, self._ends), skip_special_tokens=True))
-        if self._stop_at and self._stop_at in text:
-            text, self.spoke_for_the_user = text[: text.index(self._stop_at)], True
-        if not final:  # what may be half a character, or the beginning of a stop, waits until more is known
-            text = text.removesuffix("\ufffd")
-            text = text[: len(text) - _overlap(text, self._stop_at)]
-        self.text = text.strip()
-        if self._tell is not None and self.text.startswith(self._told) and self.text != self._told:
-            new, self._told = self.text[len(self._told) :], self.text
-            self._tell(new)
-
-
 def _feed(model: Any, memory: Memory, cache: MemoryCache, ids: Tensor, progress: Progress | None) -> None:
     """Feed ids, ``[1, T]``, in which nothing is asked."""
     if not ids.numel():
@@ -362,16 +309,6 @@ def _feed(model: Any, memory: Memory, cache: MemoryCache, ids: Tensor, progress:
         model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
     if progress is not None:
         progress(ids.shape[1], ids.shape[1])
-
-
-def _without_end(token_ids: Tensor, ends: set[int]) -> Tensor:
-    """Leave out the token that ends a turn, which the transcript brings itself."""
-    return token_ids[:-1] if len(token_ids) and int(token_ids[-1]) in ends else token_ids
-
-
-def _overlap(text: str, following: str) -> int:
-    """Return how many characters at the end of ``text`` are the beginning of ``following``."""
-    return next((n for n in range(min(len(text), len(following)), 0, -1) if text.endswith(following[:n])), 0)
 
 
 def _with(messages: list[Message], text: str) -> list[Message]:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, demo, doctor, ingest, memory, plugins
+from memcore.cli import ask, chat, demo, doctor, ingest, memory, plugins
 from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.command("ingest")(ingest.ingest)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)

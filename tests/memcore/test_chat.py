@@ -12,9 +12,9 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from character_tokenizer import END, TEMPLATE, character_tokenizer
 from tiny_models import tiny_model
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import LogitsProcessor, LogitsProcessorList
 
 import memcore
 from memcore import Chat, MemoryConfig, Session
@@ -29,7 +29,6 @@ from memcore.errors import (
 CONFIG = MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
 EVERYTHING = attrs.evolve(CONFIG, top_k=10_000, positions="original", retrieve_every=1)
 SAYINGS = ["My cat is called Moth.", "It is black.", "What is my cat called?", "Thank you."]
-END = 1
 
 
 class EndsAtTimes(LogitsProcessor):
@@ -45,25 +44,11 @@ OFTEN_ENDS: dict[str, Any] = {
     "logits_processor": LogitsProcessorList([EndsAtTimes()]),
 }
 
-TEMPLATE = (
-    "{% for each in messages %}[{{ each.role }}]\n{{ each.content | trim }}<end>\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
-)
 # Leaves out what was thought in earlier turns, and thinks aloud in the next.
 THINKING = (
     "{% for each in messages %}[{{ each.role }}]\n{{ each.content.split('#')[-1] }}<end>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n#{% endif %}"
 )
-
-
-def character_tokenizer(template: str | None = TEMPLATE) -> Any:
-    characters = ["<pad>", "<end>", "\n", *(chr(code) for code in range(32, 126))]
-    core = Tokenizer(models.WordLevel({each: index for index, each in enumerate(characters)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-    made.chat_template = template
-    return made
 
 
 def wrapped(family: str = "llama", config: MemoryConfig = CONFIG, **options: Any) -> Any:
