@@ -73,9 +73,14 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
 
 
 def attentions(family: str) -> list[str]:
-    """Return the attention implementations that transformers has for a family on this machine, by name."""
+    """Return the attention implementations that transformers has for a family on a CPU, by name."""
     model_class: Any = AutoModelForCausalLM._model_mapping[type(tiny_config(family))]
-    return ["eager", "sdpa"] if model_class._supports_sdpa else ["eager"]
+    found = ["eager"]
+    if model_class._supports_sdpa:
+        found.append("sdpa")
+    if model_class._supports_flex_attn and family != "gpt_oss":  # whose sinks it has on a GPU only
+        found.append("flex_attention")
+    return found
 
 
 def tiny_model(family: str, *, attention: str = "", seed: int = 0, **changes: Any) -> Any:
@@ -93,7 +98,7 @@ def tiny_model(family: str, *, attention: str = "", seed: int = 0, **changes: An
         # The others gather the tokens of an expert before they multiply, so that the last bits of a token's result
         # depend on how many others chose the same expert, later ones included.
         model.set_experts_implementation("batched_mm")
-    model.set_attn_implementation(attention or attentions(family)[-1])
+    model.set_attn_implementation(attention or ("sdpa" if "sdpa" in attentions(family) else "eager"))
     return model
 
 

@@ -48,15 +48,13 @@ def _last_weights(
 
 def register(delegate: Delegate) -> str:
     """Register the memory attention in front of ``delegate`` and return its name for ``set_attn_implementation``."""
-    # transformers treats names that contain sdpa, flash or flex specially.
-    name = "memcore" if delegate.name == "sdpa" else f"memcore_{delegate.name}"
 
     def memory_attention(
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -71,10 +69,9 @@ def register(delegate: Delegate) -> str:
             assert cache.window is not None
             if cache.window.active:
                 new = key.shape[2]
-                key, value, visible = layer.attend(
+                key, value, attention_mask = layer.attend(
                     query, key, value, scaling=kwargs["scaling"], row_names=cache.row_names
                 )
-                attention_mask = additive(visible, query.dtype) if delegate.additive_mask else visible
                 retrieved = layer.memory_columns()
                 if record is not None:
                     record.joined(key, value, attention_mask, retrieved, new)
@@ -86,8 +83,10 @@ def register(delegate: Delegate) -> str:
         if isinstance(layer, MemoryLayer) and retrieved is not None and cache is not None and cache.memory.tracing:
             weights = _last_weights(delegate, module, query, key, value, attention_mask, *args, **kwargs)
             cache.memory.tracing.note(cache, layer, weights)
+        if retrieved is not None:
+            attention_mask = delegate.mask_from(attention_mask, query, key)
         return delegate.function(module, query, key, value, attention_mask, *args, **kwargs)
 
-    AttentionInterface.register(name, memory_attention)
-    AttentionMaskInterface.register(name, delegate.mask)
-    return name
+    AttentionInterface.register(delegate.name, memory_attention)
+    AttentionMaskInterface.register(delegate.name, delegate.mask)
+    return delegate.name

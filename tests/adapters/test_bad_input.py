@@ -137,8 +137,8 @@ def test_masks_and_outputs_without_meaning_are_refused_once_the_window_is_exceed
 
 def test_other_attention_implementations_are_refused() -> None:
     model = tiny_model("llama")
-    model.config._attn_implementation_internal = "flex_attention"
-    with pytest.raises(memcore.UnsupportedModelError, match=r"flex_attention.*'sdpa' or 'eager'"):
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(memcore.UnsupportedModelError, match=r"flash_attention_2.*'sdpa' or 'eager'"):
         memcore.wrap(model, SMALL)
 
 

@@ -8,6 +8,7 @@ logit (see ``close``).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -25,15 +26,31 @@ SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6, 
 EVERYTHING = attrs.evolve(SMALL, top_k=10_000, positions="original")
 
 LEARNED = ("gpt2", "opt")  # a vector for each position is part of the hidden states
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 every_family = pytest.mark.parametrize("family", list(FAMILIES))
 few_families = pytest.mark.parametrize("family", FEW_FAMILIES)
+
+
+def _case(family: str, attention: str, dtype: str) -> Any:
+    slow = attention == "flex_attention" and (family != "llama" or dtype == "bf16")
+    return pytest.param(family, attention, dtype, marks=[pytest.mark.slow] if slow else [])
+
+
 every_case = pytest.mark.parametrize(
     ("family", "attention", "dtype"),
-    [(family, attention, dtype) for family in FAMILIES for attention in attentions(family) for dtype in DTYPES],
+    [_case(family, attention, dtype) for family in FAMILIES for attention in attentions(family) for dtype in DTYPES],
 )
 oracle = pytest.mark.oracle
+
+
+@pytest.fixture(autouse=True)
+def _flex_attention_is_not_compiled() -> Iterator[None]:
+    # It takes seconds for each of some shapes; test_flex_attention.py does compile it.
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def close(logits: torch.Tensor, expected: torch.Tensor) -> None:
