@@ -32,6 +32,7 @@ def memcore_embedders() -> list[Component]:
         _component("subblock", "mean keys of short runs of tokens, several per chunk", module, "SubBlockMeans"),
         _component("minmax", "bounds of the keys in each dimension", module, "MinMaxBounds"),
         _component("exact", "every key of the chunk", module, "EveryKey"),
+        _component("random", "chunks by chance, a control for evaluations", module, "RandomVectors"),
         _component(
             "sentence-transformers", "the chunk's text, by a sentence embedder", "memcore.text_embedder", "TextEmbedder"
         ),

@@ -57,13 +57,12 @@ def _layer_indices(_: object, attribute: attrs.Attribute[Any], value: object) ->
         return
     if (
         not isinstance(value, tuple)
-        or not value
         or any(isinstance(layer, bool) or not isinstance(layer, int) or layer < 0 for layer in value)
         or len(set(value)) < len(value)
     ):
         raise ConfigError(
-            f"{attribute.name} must be layer indices from 0, each once and at least one, or None for every layer that "
-            f"can have a memory; got {describe(value)}"
+            f"{attribute.name} must be layer indices from 0, each once, or None for every layer that can have a memory; "
+            f"got {describe(value)}"
         )
 
 
@@ -127,7 +126,7 @@ class MemoryConfig:
             window, within what the model was trained for (the paper's Continual); ``"zero"``, all at the one position
             before the window (the paper's Zero); or ``"original"``, where they once stood.
         layers: decoder layers that attend to retrieved chunks; None for every layer that can (with ``memory_layer``,
-            from that one on).
+            from that one on). With none at all, ``()``, the model streams: it has its window and the sinks, no memory.
         memory_layer: None where every one of ``layers`` remembers its own keys and values and chooses for itself; or
             the layer whose keys and values, and whose choice of chunks, serve all ``layers``, as in MemLong. A model
             must be trained for that.
@@ -165,7 +164,7 @@ class MemoryConfig:
     rerank: int = attrs.field(default=8, validator=_integer(0))
 
     def __attrs_post_init__(self) -> None:
-        if self.memory_layer is not None and self.layers is not None and min(self.layers) < self.memory_layer:
+        if self.memory_layer is not None and any(layer < self.memory_layer for layer in self.layers or ()):
             raise ConfigError(
                 f"layers must not lie before memory_layer ({self.memory_layer}), which chooses the chunks for them; "
                 f"got {describe(self.layers)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import cast
 
 import attrs
@@ -105,6 +106,27 @@ class MinMaxBounds(ChunkEmbedder):
         """Return ``[Hq * T, 2 * H * D]``."""
         queries = query_in_own_slot(recent)
         return torch.cat((queries.relu(), -(-queries).relu()), dim=-1)
+
+
+class RandomVectors(ChunkEmbedder):
+    """Chunks by chance: the control for every claim that the chunks which come back are the right ones.
+
+    A vector depends on the token ids alone, so the same text always gives the same choice. Needs ``rerank=0``, or the
+    best of many random chunks come back.
+    """
+
+    def embed_chunks(self, chunks: ChunkKeys) -> Tensor:
+        """Return ``[N, 1, 32]``."""
+        return torch.stack([_random_vector(row) for row in chunks.token_ids.cpu()])[:, None]
+
+    def embed_queries(self, recent: RecentQueries) -> Tensor:
+        """Return ``[1, 32]``."""
+        return _random_vector(recent.token_ids.cpu())[None]
+
+
+def _random_vector(token_ids: Tensor) -> Tensor:
+    seed = zlib.crc32(token_ids.contiguous().numpy().tobytes())
+    return torch.randn(32, generator=torch.Generator().manual_seed(seed))
 
 
 def exact_votes(recent: RecentQueries, keys: Tensor) -> Tensor:

@@ -116,6 +116,15 @@ class Memory:
         self.tracing: Trace | None = None
         self._latest: dict[int, list[Recalled | None]] = {}
 
+    def rotate_by(self, geometries: dict[int, RotaryGeometry | None]) -> None:
+        """Have caches that are made from now on rotate keys in another way.
+
+        Args:
+            geometries: as given at the beginning, for the same layers.
+        """
+        self._geometries = geometries
+        self.layer_setups = [attrs.evolve(setup, geometry=geometries[setup.index]) for setup in self.layer_setups]
+
     def new_cache(self) -> MemoryCache:
         """Return an empty cache to pass as ``past_key_values``."""
         return MemoryCache(self)
@@ -219,7 +228,8 @@ def _readers(config: MemoryConfig, geometries: dict[int, RotaryGeometry | None])
             raise ConfigError(
                 f"{field}: {unknown} cannot have a memory in this model; those that can: {sorted(geometries)}"
             )
-    readers = sorted(config.layers or (index for index in geometries if index >= (config.memory_layer or 0)))
+    able = (index for index in geometries if index >= (config.memory_layer or 0))
+    readers = sorted(able if config.layers is None else config.layers)
     if config.memory_layer is not None:
         source = geometries[config.memory_layer]
         differ = [index for index in readers if not same_rotation(geometries[index], source)]

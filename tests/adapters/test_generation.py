@@ -147,6 +147,16 @@ def test_only_the_layers_asked_for_remember() -> None:
     assert {layer for passage in model.memory.passages(cache) for layer in passage.layers} == {1}
 
 
+def test_without_any_layer_to_read_the_model_streams() -> None:
+    model = memcore.wrap(tiny_model("llama"), attrs.evolve(SMALL, layers=()))
+    tokens = random_tokens(1, 100, seed=31)
+    with torch.no_grad():
+        cache = model(tokens, use_cache=True).past_key_values
+    assert model.memory.bank.namespaces() == []
+    assert model.memory.passages(cache) == []
+    assert cache.get_seq_length() == 100
+
+
 def test_passages_say_what_was_read() -> None:
     model = memcore.wrap(tiny_model("llama"), SMALL)
     tokens = random_tokens(1, 100, seed=32)

@@ -57,7 +57,7 @@ def test_segment_overrides_half_the_window() -> None:
         ({"gate": 1}, "gate must be true or false, got 1"),
         ({"memory_layer": -1}, "memory_layer must be an integer of at least 0, or None for each layer its own, got -1"),
         ({"memory_layer": 5, "layers": [4, 6]}, r"layers must not lie before memory_layer \(5\).*got \(4, 6\)"),
-        ({"layers": []}, "layers must be layer indices"),
+        ({"layers": 3}, "layers must be layer indices"),
         ({"layers": [1, 1]}, "layers must be layer indices"),
         ({"layers": [-1]}, "layers must be layer indices"),
         ({"backend": ""}, "backend must be a name"),

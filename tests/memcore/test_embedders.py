@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 
 from memcore import ChunkEmbedder, ConfigError
 from memcore.embedder import ChunkKeys, RecentQueries
-from memcore.embedders import EveryKey, MeanKey, MinMaxBounds, SubBlockMeans, exact_votes
+from memcore.embedders import EveryKey, MeanKey, MinMaxBounds, RandomVectors, SubBlockMeans, exact_votes
 from memcore.options import structure_options
 
 torch.manual_seed(0)
@@ -60,3 +61,14 @@ def test_exact_votes_are_attention_mass_shared_out_among_the_chunks() -> None:
 def test_a_wrong_block_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="block"):
         make(SubBlockMeans, block=0)
+
+
+def test_random_vectors_depend_on_the_tokens_and_nothing_else() -> None:
+    embedder = make(RandomVectors)
+    token_ids = torch.arange(40).view(4, 10)
+    one, other = (embedder.embed_chunks(ChunkKeys(keys=keys, token_ids=token_ids)) for keys in (KEYS[:4], -KEYS[:4]))
+    assert torch.equal(one, other)
+    assert one.shape == (4, 1, 32)
+    assert len(one.unique(dim=0)) == 4
+    asked = attrs.evolve(RECENT, queries=-QUERIES)
+    assert torch.equal(embedder.embed_queries(RECENT), embedder.embed_queries(asked))
