@@ -96,6 +96,16 @@ class MemoryCache(DynamicCache):
         """The layers with global attention, in order."""
         return [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
 
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take in a layer's new keys and values, and return what its attention should be given."""
+        layer: Any = self.layers[layer_idx]
+        if layer.is_initialized and layer.keys.device != key_states.device:
+            _move(layer, key_states.device)  # restored from a state, while the layer is on a device of its own
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return keys, values
+
     def begin(self, new: Columns, *, decode: bool) -> None:
         """Make room for a piece before it passes through the model: chunks that no longer fit go to the bank.
 
@@ -110,8 +120,9 @@ class MemoryCache(DynamicCache):
             if len(self.row_names) != batch:
                 self.window = None
                 raise UnsupportedCacheError(f"past_key_values is for {len(self.row_names)} sequences, got {batch}")
+            setups = {setup.index: setup for setup in self.memory.layer_setups}
             for layer in self.memory_layers:
-                layer.window = self.window
+                layer.start(setups[layer.setup.index], self.window)
         elif self.window.batch != batch:
             raise UnsupportedCacheError(f"past_key_values holds {self.window.batch} sequences, the input has {batch}")
         self.window.under_way = True
@@ -225,7 +236,7 @@ class MemoryCache(DynamicCache):
             memory: a memory with the same layers and configuration.
             state: its tensors.
             row_names: names of the rows' memories in the bank.
-            device: where the model's layers are.
+            device: where the tensors of the model's data go; each layer takes its own to where it computes.
 
         Raises:
             KeyError: something is missing from the state.
@@ -293,6 +304,13 @@ def _load_local_state(layer: object, state: Mapping[str, Tensor]) -> None:
     layer.keys, layer.values = state["keys"], state["values"]
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = int(state["cumulative_length"])
+
+
+def _move(layer: Any, device: torch.device) -> None:
+    if isinstance(layer, MemoryLayer):
+        layer.move(device)
+    else:
+        layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

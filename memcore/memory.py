@@ -117,7 +117,7 @@ class Memory:
         self._latest: dict[int, list[Recalled | None]] = {}
 
     def rotate_by(self, geometries: dict[int, RotaryGeometry | None]) -> None:
-        """Have caches that are made from now on rotate keys in another way.
+        """Have caches that are still empty rotate keys in another way.
 
         Args:
             geometries: as given at the beginning, for the same layers.

@@ -63,7 +63,13 @@ class MemoryLayer(DynamicLayer):
         self._sinks: tuple[Tensor, Tensor] | None = None  # [B, H, S, D] each
         self._prefix: tuple[Tensor, Tensor] | None = None  # sinks and retrieved, [B, H, P, D] each
         self._prefix_live: Tensor | None = None  # [B, P] bool; None if all are
+        self._given: tuple[Tensor, Tensor] | None = None  # what the window's tokens are attended to by, if not `keys`
         self._retriever = Retriever(self.setup)
+
+    def start(self, setup: LayerSetup, window: LocalWindow) -> None:
+        """Take what the layer works with, before it is given anything."""
+        self.setup = self._retriever.setup = setup
+        self.window = window
 
     @property
     def remembers(self) -> bool:
@@ -124,6 +130,8 @@ class MemoryLayer(DynamicLayer):
     def spill(self, departure: Departure, row_names: list[str]) -> None:
         """Store the chunks that leave and set the sinks apart."""
         config = self.setup.config
+        if self._given is not None:
+            (self.keys, self.values), self._given = self._given, None
         if departure.order is not None:
             self.keys = take_columns(self.keys, departure.order)
             self.values = take_columns(self.values, departure.order)
@@ -219,6 +227,21 @@ class MemoryLayer(DynamicLayer):
         mask = visibility(past_live, window.columns.live[:, past:], prefix + past, new)
         return None if mask is None else mask.to(device)
 
+    def watch(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Take note of an attention that needs no memory yet.
+
+        A family with latent attention keeps less in its cache than it attends to, and makes keys and values of it every
+        time. What is stored and moved is keys and values, so these are kept beside until tokens leave the window.
+
+        Args:
+            query: ``[B, Hq, T, D]`` rotated.
+            key: ``[B, H, W, D]`` of the window and the new tokens.
+            value: ``[B, H, W, Dv]``.
+        """
+        self.note(query)
+        if key.shape != self.keys.shape or value.shape != self.values.shape:
+            self._given = key, value
+
     def note(self, query: Tensor) -> None:
         """Remember the latest queries (``[B, Hq, T, D]`` rotated), by which chunks will be chosen."""
         if self.remembers:
@@ -293,6 +316,8 @@ class MemoryLayer(DynamicLayer):
             self._prefix = (self._prefix[0][index], self._prefix[1][index])
         if self._prefix_live is not None:
             self._prefix_live = self._prefix_live[indices.cpu()]
+        if self._given is not None:
+            self._given = (self._given[0][index], self._given[1][index])
         self._retriever.select_rows(indices)
         if (recalled := self.recalled.get(self.setup.index)) is not None:
             self.recalled[self.setup.index] = [recalled[int(i)] for i in indices]
@@ -300,6 +325,9 @@ class MemoryLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` columns; the cache has checked that they are in the window."""
         super().crop(tokens_to_remove)
+        if self._given is not None:
+            width = self.keys.shape[2]
+            self._given = (self._given[0][:, :, :width], self._given[1][:, :, :width])
         if self.window is not None:
             self._retriever.crop(self.window)
 
@@ -315,6 +343,7 @@ class MemoryLayer(DynamicLayer):
         tensors["prefix_live"] = self._prefix_live
         tensors["sink_keys"], tensors["sink_values"] = self._sinks or (None, None)
         tensors["prefix_keys"], tensors["prefix_values"] = self._prefix or (None, None)
+        tensors["given_keys"], tensors["given_values"] = self._given or (None, None)
         for row, found in enumerate(self.recalled.get(self.setup.index, ())):
             if found is not None:
                 tensors |= {f"recalled.{row}.{name}": value for name, value in attrs.asdict(found).items()}
@@ -337,7 +366,7 @@ class MemoryLayer(DynamicLayer):
         self.lazy_initialization(state["keys"], state["values"])
         self.keys, self.values = state["keys"], state["values"]
         self.window = window
-        self._sinks, self._prefix = pair("sink"), pair("prefix")
+        self._sinks, self._prefix, self._given = pair("sink"), pair("prefix"), pair("given")
         self._prefix_live = state["prefix_live"].cpu() if "prefix_live" in state else None
         self._retriever.recent = state.get("recent")
         rows: list[Recalled | None] = [
@@ -348,6 +377,18 @@ class MemoryLayer(DynamicLayer):
         ]
         if any(rows):
             self.recalled[self.setup.index] = rows
+
+    def move(self, device: torch.device) -> None:
+        """Take everything to a device."""
+
+        def pair(tensors: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+            return None if tensors is None else (tensors[0].to(device), tensors[1].to(device))
+
+        self.device = device
+        self.keys, self.values = self.keys.to(device), self.values.to(device)
+        self._sinks, self._prefix = pair(self._sinks), pair(self._prefix)
+        if self._retriever.recent is not None:
+            self._retriever.recent = self._retriever.recent.to(device)
 
     def copy_for(self, window: LocalWindow | None, recalled: dict[int, list[Recalled | None]]) -> MemoryLayer:
         """Return a copy for another cache; the two share no tensor that either changes in place."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memcore.errors import UnsupportedInputError, UnsupportedModelError
+from memcore.transfer import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +98,7 @@ def answer(
         raise UnsupportedInputError(f"an answer is one sequence, got {_WANTED}={wanted}; ask again for another")
     if beams > 1:
         cache.batch_repeat_interleave(beams)
-    prompt = torch.cat([each.to(model.device) for each in (read, question)], dim=1)
+    prompt = torch.cat([each.to(input_device(model)) for each in (read, question)], dim=1)
     if tokenizer is not None:
         generation.setdefault("pad_token_id", tokenizer.pad_token_id)
     if "generation_config" not in generation:
@@ -158,7 +159,7 @@ class Reader:
         """
         if not ids.numel():
             raise UnsupportedInputError("there is nothing to read: the text has no tokens")
-        ids = ids.to(self._model.device)
+        ids = ids.to(input_device(self._model))
         memory = getattr(self._model, "memory", None)
         total = ids.shape[1]
         begun = time.perf_counter()

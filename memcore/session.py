@@ -30,6 +30,7 @@ from memcore.prompt import closing, encode, opening
 from memcore.reader import Answer, Progress, answer
 from memcore.session_store import SessionInfo, Unfinished, check_name, now
 from memcore.transcript import Message
+from memcore.transfer import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -251,7 +252,7 @@ class Session:
 
         with torch.no_grad(), self._memory.reading(tell, question=False):
             self._model(
-                input_ids=ids.to(self._model.device),
+                input_ids=ids.to(input_device(self._model)),
                 past_key_values=self._own_cache(),
                 use_cache=True,
                 logits_to_keep=1,
@@ -317,7 +318,9 @@ class Session:
             if _MESSAGES in state:  # earlier versions kept none
                 self.messages = json.loads(state.pop(_MESSAGES).numpy().tobytes())
             self._read = state.pop(_TOKENS).long()
-            self._cache = MemoryCache.from_state(self._memory, state, [self.info.row_name], self._model.device)
+            self._cache = MemoryCache.from_state(
+                self._memory, state, [self.info.row_name], input_device(self._model)
+            )
         except KeyError as error:
             raise CorruptedError(f"the state of session {self.info.name!r} lacks {error}") from error
         if bank.read_only:  # another handle may look anew, and then the names show what is newer than this state

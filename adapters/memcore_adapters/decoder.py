@@ -111,7 +111,7 @@ class DecoderAdapter(ModelAdapter):
         pin(decoder)
         decoder._memcore_memory = memory
         decoder._memcore_inner = decoder.__dict__.get("forward")
-        decoder._memcore_forward = make_forward(type(decoder), self.check_call)
+        decoder._memcore_forward = make_forward(type(decoder), self.check_call, self.geometry)
         decoder.forward = types.MethodType(decoder._memcore_forward, decoder)
         decoder._memcore_implementation = implementation
         holder.memory = memory

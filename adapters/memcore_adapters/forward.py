@@ -14,18 +14,24 @@ from memcore.cache import MemoryCache
 from memcore.chunk import UNKNOWN_TOKEN
 from memcore.errors import UnsupportedInputError
 from memcore.memory import Memory
+from memcore.rotary import RotaryGeometry
 from memcore.schedule import pieces
 from memcore.window import Columns
 from memcore_adapters.checkpointing import checkpointing
 from memcore_adapters.interface import CACHE_ARGUMENT
 
 
-def make_forward(decoder_class: type, check_call: Callable[[Any, dict[str, Any]], None]) -> Callable[..., Any]:
+def make_forward(
+    decoder_class: type,
+    check_call: Callable[[Any, dict[str, Any]], None],
+    geometry: Callable[[Any, int], RotaryGeometry | None],
+) -> Callable[..., Any]:
     """Return the forward that replaces the one of a decoder of this class, same signature.
 
     Args:
         decoder_class: its class.
         check_call: refuses calls that the family cannot serve, by decoder and arguments.
+        geometry: how a layer rotates its keys now, by decoder and index.
     """
     inner = decoder_class.forward  # type: ignore[attr-defined]
     parameters = list(inspect.signature(inner).parameters)[1:]
@@ -35,7 +41,8 @@ def make_forward(decoder_class: type, check_call: Callable[[Any, dict[str, Any]]
         kwargs.update(zip(parameters, args, strict=False))
         check_call(self, kwargs)
         own = self._memcore_inner
-        return forward_with_memory(functools.partial(inner, self) if own is None else own, self, kwargs)
+        inside = functools.partial(inner, self) if own is None else own
+        return forward_with_memory(inside, self, kwargs, functools.partial(geometry, self))
 
     # What is attended to is decided in Python, anew for each piece: traced, it would mean a new graph every few tokens,
     # which takes longer than it saves. What a model does outside of its decoder is compiled all the same, and so are
@@ -44,13 +51,19 @@ def make_forward(decoder_class: type, check_call: Callable[[Any, dict[str, Any]]
     return uncompiled
 
 
-def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[str, Any]) -> Any:
+def forward_with_memory(
+    inner: Callable[..., Any],
+    decoder: Any,
+    kwargs: dict[str, Any],
+    geometry: Callable[[int], RotaryGeometry | None],
+) -> Any:
     """Run a decoder's forward with its memory.
 
     Args:
         inner: the forward that the decoder had before.
         decoder: the wrapped decoder.
         kwargs: the call's arguments, by name.
+        geometry: how a layer rotates its keys now, by index.
 
     Raises:
         UnsupportedInputError: the call combines arguments that memory cannot serve.
@@ -67,6 +80,9 @@ def forward_with_memory(inner: Callable[..., Any], decoder: Any, kwargs: dict[st
     if given is None and not keep_cache and tokens <= room:
         return inner(**kwargs)  # nothing can leave the window, and nobody wants a cache
     cache = memory.new_cache() if given is None else MemoryCache.adopt(given, memory)
+    if cache.window is None:
+        # A cast (model.half()) rounds the frequencies as well, and keys must turn back by those that turned them.
+        memory.rotate_by({setup.index: geometry(setup.index) for setup in memory.layer_setups})
     memory.used(cache)
     seen = cache.seen
     new = _columns(source, kwargs.get("attention_mask"), kwargs.get("position_ids"), seen)
