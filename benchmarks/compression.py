@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from machine import console as machine_console
-from machine import describe, save, spread
+from machine import save, spread
 from passkey_task import reference_tokens
 from rich.table import Table
 from torch import Tensor
 
 from memcore.compression import compress, decompress
+from memcore.evaluation.machine import describe_machine
 from memcore.reader import load_model
 
 
@@ -93,7 +94,7 @@ def main(
     save(json_file, "compression", {"model": Path(model).name, "tokens": tokens, "dtype": dtype}, results)
     console = machine_console()
     console.print(table)
-    console.print(f"{describe()}", style="dim")
+    console.print(f"{describe_machine()}", style="dim")
 
 
 if __name__ == "__main__":

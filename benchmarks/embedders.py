@@ -25,7 +25,7 @@ import attrs
 import torch
 import typer
 from machine import console as machine_console
-from machine import describe, save
+from machine import save
 from passkey_task import Trial, answer, make_trial, reference_tokens
 from rich.progress import Progress
 from rich.table import Table
@@ -40,6 +40,7 @@ from memcore.bank import MemoryBank
 from memcore.chunk import ChunkBatch
 from memcore.embedder import ChunkKeys, RecentQueries
 from memcore.embedders import exact_votes
+from memcore.evaluation.machine import describe_machine
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.memory import Memory
@@ -252,7 +253,7 @@ def main(
             *asked,
         )
     console.print(table)
-    console.print(f"{describe()}", style="dim")
+    console.print(f"{describe_machine()}", style="dim")
 
 
 def _judge(places: list[Point], config: MemoryConfig, memory: Memory) -> dict[str, Any]:

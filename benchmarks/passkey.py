@@ -15,12 +15,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from machine import console as machine_console
-from machine import describe, save
+from machine import save
 from passkey_task import Trial, answer, make_trial, reference_tokens
 from rich.progress import Progress
 from rich.table import Table
 
 import memcore
+from memcore.evaluation.machine import describe_machine
 from memcore.reader import load_model
 
 BACKEND_OPTIONS: dict[str, dict[str, Any]] = {"faiss": {"exact_below": 0}, "hnswlib": {"exact_below": 0}}
@@ -72,7 +73,7 @@ def main(
                 if each != FULL:
                     memcore.unwrap(plain)
     console.print(_table(results, tokens, way, depth, f"{settings['model']}, window {window}, {dtype}"))
-    console.print(f"{describe()}", style="dim")
+    console.print(f"{describe_machine()}", style="dim")
 
 
 def _field(text: str) -> tuple[str, Any]:

@@ -18,13 +18,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from machine import console as machine_console
-from machine import describe, save, spread
+from machine import save, spread
 from passkey_task import reference_tokens
 from rich.table import Table
 from torch import Tensor
 from transformers import DynamicCache
 
 import memcore
+from memcore.evaluation.machine import describe_machine
 from memcore.reader import load_model
 
 
@@ -144,7 +145,7 @@ def main(
             )
         console.print(table)
     save(json_file, "speed", settings, results)
-    console.print(f"{describe()}", style="dim")
+    console.print(f"{describe_machine()}", style="dim")
 
 
 if __name__ == "__main__":

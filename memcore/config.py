@@ -61,8 +61,8 @@ def _layer_indices(_: object, attribute: attrs.Attribute[Any], value: object) ->
         or len(set(value)) < len(value)
     ):
         raise ConfigError(
-            f"{attribute.name} must be layer indices from 0, each once, or None for every layer that can have a memory; "
-            f"got {describe(value)}"
+            f"{attribute.name} must be layer indices from 0, each once, or None for every layer that can have a "
+            f"memory; got {describe(value)}"
         )
 
 

@@ -89,3 +89,7 @@ class UnknownSessionError(SessionError):
 
 class SessionMismatchError(SessionError):
     """A session was made with another model, tokenizer or configuration than the one that asks for it."""
+
+
+class EvaluationError(MemcoreError, ValueError):
+    """An evaluation cannot be done as asked, or not go on from the results that are there."""

@@ -1,4 +1,4 @@
-"""The command line: ``memcore demo``, ``ask``, ``chat``, ``ingest``, ``memory``, ``plugins`` and ``doctor``.
+"""The command line: ``memcore`` and its commands.
 
 Nothing here imports torch or transformers before a command runs, so that help comes at once.
 """

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, chat, demo, doctor, ingest, memory, plugins
+from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, memory, plugins
 from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
@@ -39,6 +39,7 @@ app.command("ingest")(ingest.ingest)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
 app.add_typer(memory.app, name="memory")
+app.add_typer(evaluate.app, name="eval")
 
 
 def _version(wanted: bool) -> None:

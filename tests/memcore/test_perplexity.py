@@ -1,0 +1,143 @@
+"""Perplexity: ways of reading side by side, on the command line too, and results that go on later."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from cli_runner import run
+from tiny_models import random_tokens, tiny_model
+
+import memcore
+from memcore import EvaluationError, MemoryConfig
+from memcore.evaluation import perplexity as module
+from memcore.evaluation.losses import cached_losses
+from memcore.evaluation.perplexity import WAYS, evaluate, perplexity, summary
+from memcore.evaluation.record import Record
+
+SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2)
+TEXT = random_tokens(1, 160, seed=1)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "memory:hnswlib"])
+def test_every_way_gives_the_mean_loss_of_the_same_tokens(way: str) -> None:
+    if "hnswlib" in way:
+        pytest.importorskip("hnswlib", reason="hnswlib is not installed")
+    model = tiny_model("llama")
+    result = perplexity(model, TEXT, way, config=SMALL, contexts=[120, 60], scored=20)
+    assert list(result.losses) == [60, 120]
+    assert (result.tokens, result.read) == (20, 120)
+    assert not hasattr(model, "memory")
+    full = cached_losses(model, TEXT, [(40, 60), (100, 120)], piece=64)
+    expected = {60: float(full[40:60].mean()), 120: float(full[100:120].mean())}
+    assert (result.losses == pytest.approx(expected, abs=1e-5)) is (way == "full")
+
+
+def test_with_everything_recalled_memory_is_full_attention() -> None:
+    model = tiny_model("llama")
+    everything = attrs.evolve(SMALL, top_k=1000, positions="original")
+    losses = [
+        perplexity(model, TEXT, way, config=everything, contexts=[150], scored=50).losses for way in ("full", "memory")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = tiny_model("llama"), []
+    plain = module.perplexity
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[2])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(module, "perplexity", counted)
+    texts = {"one": TEXT, "two": random_tokens(1, 160, seed=2)}
+
+    def go_on() -> dict[str, Any]:
+        record = Record(tmp_path / "ppl.json", "ppl", {"scored": 20})
+        evaluate(model, texts, ["window", "memory"], config=SMALL, contexts=[60, 120], scored=20, record=record)
+        return record.results
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    results = go_on()
+    assert calls == ["window", "memory", "window", "window", "memory"]
+    assert list(results) == ["one / window", "one / memory", "two / window", "two / memory"]
+    read = json.loads((tmp_path / "ppl.json").read_text())
+    assert read["results"].keys() == results.keys()
+    assert read["machine"]["torch"] == torch.__version__
+    means = [result["losses"][120] for result in list(results.values())[2:]]
+    first = read["results"]["one / window"]["losses"]["120"]
+    assert summary(read["results"], ["window"])["window"][120] == pytest.approx(math.exp((first + means[0]) / 2))
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ('{"evaluation": "qa", "settings": {"a": 1}, "results": {}}', "'qa', not of 'ppl'"),
+        ('{"evaluation": "ppl", "settings": {"a": 2}, "results": {}}', "made with a = 2, not 1"),
+        ("{", "no record of an evaluation"),
+        ("[]", "no record of an evaluation"),
+    ],
+)
+def test_other_results_are_never_overwritten(tmp_path: Path, record: str, says: str) -> None:
+    path = tmp_path / "ppl.json"
+    path.write_text(record)
+    with pytest.raises(EvaluationError, match=says):
+        Record(path, "ppl", {"a": 1})
+    assert path.read_text() == record
+
+
+@pytest.mark.parametrize(
+    ("way", "contexts", "says"),
+    [
+        ("memroy", [60], "no way of reading 'memroy'; there are chunks, window"),
+        ("full:lmdb", [60], "no way of reading 'full:lmdb'"),
+        ("full", [10], "longer than the 20 tokens"),
+        ("full", [], "longer than the 20 tokens"),
+        ("full", [200], "the text has 160 tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(way: str, contexts: list[int], says: str) -> None:
+    with pytest.raises(EvaluationError, match=says):
+        perplexity(tiny_model("llama"), TEXT, way, config=SMALL, contexts=contexts, scored=20)
+
+
+def test_the_command_writes_a_table_json_and_a_picture(tiny_folder: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{n * n % 90}" for n in range(300)))
+    arguments = ["eval", "ppl", tiny_folder, "--file", str(text), "--context", "100", "--context", "200",
+                 "--scored", "30", "--window", "128", "--output", str(tmp_path / "out")]  # fmt: skip
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    for way in ("window", "full", "streaming", "random", "memory"):
+        assert way in result.stdout
+    assert (tmp_path / "out" / "ppl.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "out" / "ppl.json").read_text())
+    assert record["settings"]["contexts"] == [100, 200]
+    assert len(record["results"]) == 5
+    assert run(*arguments).stdout == result.stdout
+    other = run(*arguments, "--set", "top_k=3")
+    assert other.exit_code == 1
+    assert "give another folder" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [(["--context", "5000"], "fewer than the longest context"), (["--way", "all"], "no way of reading 'all'")],
+)
+def test_the_command_says_what_is_wrong(tiny_folder: str, tmp_path: Path, more: list[str], says: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("w1 w2 w3 " * 50)
+    result = run("eval", "ppl", tiny_folder, "--file", str(text), "--context", "100", "--scored", "30", "--output",
+                 str(tmp_path / "out"), *more)  # fmt: skip
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert isinstance(memcore.EvaluationError("x"), memcore.MemcoreError)
