@@ -10,9 +10,11 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny_model
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import memcore
 from memcore import MemoryConfig
+from memcore.transfer import input_device
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -26,8 +28,8 @@ load: Any = memcore.from_pretrained
 def outcome(model: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, what is generated, and what a session answers."""
     with torch.no_grad():
-        logits = model(TEXT).logits
-    written = model.generate(TEXT, max_new_tokens=8, do_sample=False)
+        logits = model(TEXT.to(input_device(model))).logits
+    written = model.generate(TEXT.to(input_device(model)), max_new_tokens=8, do_sample=False)
     session = memcore.Session(model, "text")
     session.ingest(TEXT)
     return logits, written, session.ask(QUESTION, max_new_tokens=8).token_ids
@@ -176,3 +178,22 @@ def test_quantised_weights_work_and_stay_as_they_are(quantise: Any) -> None:
     model.generate(TEXT, max_new_tokens=5)
     assert weights(model) == before
     assert torch.equal(memcore.unwrap(model)(TEXT).logits, logits)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@torch.no_grad()
+def test_weights_quantised_by_bitsandbytes(tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")  # runs on CPUs too
+    tiny_model("llama", hidden_size=256, intermediate_size=256).save_pretrained(tmp_path)  # it packs in blocks
+    quantised = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantised, device_map="auto")
+    text = TEXT.to(model.device)
+    model.generate(text, max_new_tokens=2)  # it packs some weights anew when they are first used
+    before, short, long = weights(model), model(text[:, :36]).logits, model(text).logits
+    memcore.wrap(model, EVERYTHING)
+    assert torch.equal(model(text[:, :36]).logits, short)
+    if bits == 4:  # eight-bit layers scale what they are given by the largest number in a call
+        torch.testing.assert_close(model(text).logits, long, atol=1e-3, rtol=0)
+    outcome(model)
+    assert weights(model) == before
+    assert torch.equal(memcore.unwrap(model)(text).logits, long)
