@@ -27,6 +27,7 @@ from typing import Annotated, Any, Final
 import typer
 from machine import console as machine_console
 from machine import save
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -78,34 +79,40 @@ def cells(ways: list[str], counts: list[int], sizes: list[int]) -> list[tuple[st
 
 
 def show(console: Console, results: dict[str, Any]) -> None:
-    """Print the tables."""
-    for task, unit in (("store", "chunks/s"), ("retrieve", "queries/s")):
-        columns = ["backend", "N", "d", "batch", f"{unit}", "raw", "ours / raw"]
-        table = Table(*columns, *(["torch", "recall@8"] if task == "retrieve" else []), title=task)
-        for key, result in results.items():
-            if "store" not in result:
-                continue
+    """Print the tables, in Markdown."""
+    for task, one in (("store", "chunk"), ("retrieve", "query")):
+        cells = {key: result for key, result in results.items() if task in result}
+        batches = list(next(iter(cells.values()))[task]) if cells else []
+        columns = ["", "N", "d", *(["recall@8"] if task == "retrieve" else [])]
+        for batch in batches:
+            rates = [f"{task} {batch}", "raw", *(["torch"] if task == "retrieve" else [])]
+            columns += [*rates, "ours / raw"]
+        table = Table(*columns, box=MARKDOWN, title=f"{task}: per second, 1 {one} or more at a time")
+        for key, result in cells.items():
             way, count, size = key.split(", ")
-            for batch, numbers in result[task].items():
-                low, high = numbers["ratios"]
-                row = [way, f"{int(count):,}", size, batch, f"{numbers['ours']:,.0f}", f"{numbers['raw']:,.0f}"]
-                row.append(f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})")
-                if task == "retrieve":
-                    row += [f"{numbers['torch']:,.0f}", f"{result['recall']['ours']:.3f}"]
-                table.add_row(*row)
+            row = [f"`{way}`", f"{int(count):,}", f"{int(size):,}"]
+            row += [f"{result['recall']['ours']:.3f}"] if task == "retrieve" else []
+            for numbers in result[task].values():
+                row += [f"{numbers[name]:,.0f}" for name in ("ours", "raw", "torch") if name in numbers]
+                row.append(_ratio(numbers))
+            table.add_row(*row)
         console.print(table)
-    columns = ["chunks a fetch", "checksums compared", "GB/s", "first time", "plain copy", "ours / copy"]
-    table = Table(*columns, title="lmdb: reads of 128 KiB a chunk from the page cache")
+    columns = ["chunks a fetch", "checksums compared", "GB/s", "the first time", "plain copy", "ours / copy"]
+    table = Table(*columns, box=MARKDOWN, title="lmdb: reads of 128 KiB a chunk from the page cache")
     for key, result in results.items():
         for words, numbers in result.get("reads", {}).items():
-            low, high = numbers["ratios"]
             rates = [f"{numbers[name] / 1e9:.1f}" for name in ("ours", "first", "raw")]
-            table.add_row(key.split()[-1], words, *rates, f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})")
+            table.add_row(key.split()[-1], words, *rates, _ratio(numbers))
     if table.row_count:
         console.print(table)
     for key, result in results.items():
         if "error" in result:
             console.print(f"{key}: {result['error']}", style="red")
+
+
+def _ratio(numbers: dict[str, Any]) -> str:
+    low, high = numbers["ratios"]
+    return f"{numbers['ratio']:.2f} ({low:.2f} – {high:.2f})"
 
 
 def main(

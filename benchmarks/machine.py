@@ -15,7 +15,7 @@ from memcore.evaluation.machine import describe_machine
 
 def console() -> Console:
     """Return where tables go: as wide as the terminal, or wide enough for every table in a file."""
-    return Console(width=None if Console().is_terminal else 120)
+    return Console(width=None if Console().is_terminal else 160)
 
 
 def spread(values: Sequence[float]) -> str:
