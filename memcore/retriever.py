@@ -97,7 +97,7 @@ class Retriever:
         queries = self.recent[row][:, live.to(self.recent.device)].float() * scaling  # [Hq, R, D]
         if geometry is not None:
             queries = unrotate(queries, recent.positions[row, live] - config.distance, geometry)
-            queries = queries * geometry.attention_scaling**2  # the logits the model would see, of unscaled keys
+            queries[..., geometry.turning] *= geometry.attention_scaling**2  # the model's logits, of unscaled keys
         asked = RecentQueries(queries=queries, kv_heads=kv_heads, token_ids=recent.token_ids[row, live])
 
         def rescore(chunks: ChunkBatch) -> Tensor:

@@ -11,18 +11,25 @@ from torch import Tensor
 class RotaryGeometry:
     """How one layer turns positions into rotations (RoPE, arXiv 2104.09864).
 
-    Pair ``i`` of the first ``2 * F`` dimensions turns by ``position * inv_freq[i]`` radians; the rest stay. Dimensions
-    pair up as halves (``i`` with ``i + F``), or as neighbours (``2i`` with ``2i + 1``) when ``interleaved``.
+    Pair ``i`` of the ``2 * F`` dimensions from ``offset`` on turns by ``position * inv_freq[i]`` radians; the rest stay.
+    Dimensions pair up as halves (``i`` with ``i + F``), or as neighbours (``2i`` with ``2i + 1``) when ``interleaved``.
 
     Attributes:
         inv_freq: ``[F]`` float32, radians per position.
         attention_scaling: factor the model applies to cos and sin (1 but for YaRN and LongRoPE).
         interleaved: which dimensions form a pair.
+        offset: dimensions before those that turn.
     """
 
     inv_freq: Tensor
     attention_scaling: float = 1.0
     interleaved: bool = False
+    offset: int = 0
+
+    @property
+    def turning(self) -> slice:
+        """The dimensions that turn."""
+        return slice(self.offset, self.offset + 2 * self.inv_freq.numel())
 
 
 def same_rotation(one: RotaryGeometry | None, other: RotaryGeometry | None) -> bool:
@@ -49,8 +56,7 @@ def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
     inv_freq = geometry.inv_freq.to(device=x.device, dtype=torch.float64)
     angle = shift.to(x.device, torch.float64).unsqueeze(-1) * inv_freq  # [..., T, F]
     cos, sin = angle.cos().float(), angle.sin().float()
-    pairs = 2 * inv_freq.numel()
-    turned, rest = x[..., :pairs].float(), x[..., pairs:]
+    turned = x[..., geometry.turning].float()
     if geometry.interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
         out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
@@ -58,7 +64,9 @@ def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
         a, b = turned.chunk(2, dim=-1)
         out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
     out = out.to(x.dtype)
-    return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
+    if out.shape[-1] == x.shape[-1]:
+        return out
+    return torch.cat((x[..., : geometry.offset], out, x[..., geometry.turning.stop :]), dim=-1)
 
 
 def unrotate(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
@@ -73,7 +81,6 @@ def unrotate(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
         ``[..., T, D]`` float32.
     """
     plain = rotate(x.float(), -positions, geometry)
-    pairs = 2 * geometry.inv_freq.numel()
     if geometry.attention_scaling != 1.0:
-        plain[..., :pairs] /= geometry.attention_scaling
+        plain[..., geometry.turning] /= geometry.attention_scaling
     return plain

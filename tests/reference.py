@@ -11,8 +11,7 @@ from memcore.rotary import RotaryGeometry
 def reference_rotation(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
     """RoPE as complex multiplication, in float64: ``[..., T, D]``."""
     count = geometry.inv_freq.numel()
-    x = x.double()
-    turned, rest = x[..., : 2 * count], x[..., 2 * count :]
+    before, turned, rest = x.double().tensor_split((geometry.offset, geometry.offset + 2 * count), dim=-1)
     if geometry.interleaved:
         pairs = torch.view_as_complex(turned.unflatten(-1, (count, 2)).contiguous())
     else:
@@ -20,7 +19,7 @@ def reference_rotation(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -
     angle = positions.double()[..., None] * geometry.inv_freq.double()
     pairs = pairs * torch.polar(torch.full_like(angle, geometry.attention_scaling), angle)
     parts = torch.view_as_real(pairs).flatten(-2) if geometry.interleaved else torch.cat((pairs.real, pairs.imag), -1)
-    return torch.cat((parts, rest), dim=-1)
+    return torch.cat((before, parts, rest), dim=-1)
 
 
 def reference_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scaling: float) -> Tensor:

@@ -39,6 +39,18 @@ _EXPERTS: dict[str, Any] = {  # every token goes to all of them: a rounding must
 
 FAMILIES: dict[str, dict[str, Any]] = {  # config.model_type: what differs from _SHAPE
     "cohere": {"logit_scale": 1.0},
+    "deepseek_v3": {
+        **_EXPERTS,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 2,
+    },
     "gemma": {"head_dim": 12},
     "gemma2": {**_SLIDING_AND_FULL, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0},
     "gemma3_text": {**_SLIDING_AND_FULL, "query_pre_attn_scalar": 12},

@@ -76,7 +76,7 @@ def register(delegate: Delegate) -> str:
                 if record is not None:
                     record.joined(key, value, attention_mask, retrieved, new)
             else:
-                layer.note(query)
+                layer.watch(query, key, value)
         gate: Tensor | None = getattr(module, GATE, None)
         if gate is not None and retrieved is not None:
             attention_mask = gated(attention_mask, gate_bias(gate.to(query.dtype), retrieved, key.shape[2]))

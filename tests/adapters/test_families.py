@@ -219,3 +219,40 @@ def test_where_positions_are_is_never_guessed() -> None:
 
 def test_families_without_sdpa_have_eager() -> None:
     assert [family for family in FAMILIES if "sdpa" not in attentions(family)] == ["gemma2", "gpt_oss"]
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_latent_attention_is_followed_past_the_window(options: dict[str, int]) -> None:
+    # Until then its cache holds latents, and rows that are moved and tokens that are taken back are theirs.
+    model = tiny_model("deepseek_v3")
+    tokens = random_tokens(1, 20, seed=9)
+    expected = model.generate(tokens, max_new_tokens=40, do_sample=False, **options)
+    memcore.wrap(model, attrs.evolve(EVERYTHING, retrieve_every=1))
+    assert torch.equal(model.generate(tokens, max_new_tokens=40, do_sample=False, **options), expected)
+
+
+@pytest.mark.parametrize("how", ["copied", "stored"])
+@torch.no_grad()
+def test_a_cache_of_latents_can_be_kept(how: str) -> None:
+    model = memcore.wrap(tiny_model("deepseek_v3"), SMALL)
+    tokens = random_tokens(2, 120, seed=10)
+    cache = model(tokens[:, :30], use_cache=True).past_key_values
+    if how == "copied":
+        kept = copy.deepcopy(cache)
+    else:
+        kept = memcore.MemoryCache.from_state(model.memory, cache.state(), ["one", "two"], torch.device("cpu"))
+    logits = model(tokens[:, 30:], past_key_values=cache).logits
+    assert torch.equal(model(tokens[:, 30:], past_key_values=kept).logits, logits)
+
+
+@torch.no_grad()
+def test_latent_attention_without_interleaved_weights_and_with_yarn() -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+    rope |= {"mscale": 1.0, "mscale_all_dim": 0.7}
+    model = tiny_model("deepseek_v3", rope_interleave=False, q_lora_rank=None, rope_parameters=rope)
+    assert model.model.rotary_emb.attention_scaling != 1
+    batch = padded_batch([120, 70], side="left", seed=11)
+    real = batch["attention_mask"].bool()
+    expected = model(**batch).logits
+    memcore.wrap(model, EVERYTHING)
+    torch.testing.assert_close(model(**batch).logits[real], expected[real], atol=1e-4, rtol=0)

@@ -18,6 +18,10 @@ GEOMETRIES = {
     "halves": RotaryGeometry(inv_freq=1.0 / 10_000 ** (torch.arange(8) / 8)),
     "interleaved": RotaryGeometry(inv_freq=1.0 / 10_000 ** (torch.arange(8) / 8), interleaved=True),
     "partial and scaled": RotaryGeometry(inv_freq=1.0 / 500 ** (torch.arange(4) / 4), attention_scaling=1.3),
+    "last and scaled": RotaryGeometry(
+        inv_freq=1.0 / 500 ** (torch.arange(4) / 4), attention_scaling=1.3, interleaved=True, offset=8
+    ),
+    "in between": RotaryGeometry(inv_freq=1.0 / 500 ** (torch.arange(4) / 4), offset=3),
 }
 geometries = pytest.mark.parametrize("geometry", list(GEOMETRIES.values()), ids=list(GEOMETRIES))
 
