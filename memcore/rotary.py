@@ -11,8 +11,9 @@ from torch import Tensor
 class RotaryGeometry:
     """How one layer turns positions into rotations (RoPE, arXiv 2104.09864).
 
-    Pair ``i`` of the ``2 * F`` dimensions from ``offset`` on turns by ``position * inv_freq[i]`` radians; the rest stay.
-    Dimensions pair up as halves (``i`` with ``i + F``), or as neighbours (``2i`` with ``2i + 1``) when ``interleaved``.
+    Pair ``i`` of the ``2 * F`` dimensions from ``offset`` on turns by ``position * inv_freq[i]`` radians, and the rest
+    stay. Dimensions pair up as halves (``i`` with ``i + F``), or as neighbours (``2i`` with ``2i + 1``) when
+    ``interleaved``.
 
     Attributes:
         inv_freq: ``[F]`` float32, radians per position.
