@@ -18,8 +18,8 @@ SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters exampl
 INPUTS := pyproject.toml constraints.txt
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-faiss-gpu lint format bench-backends bench-embedders bench-eviction bench-passkey \
-        bench-speed clean
+.PHONY: help demo test test-all test-faiss-gpu families lint format bench-backends bench-embedders bench-eviction \
+        bench-passkey bench-speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,10 @@ test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slo
 test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
 	@$(MAKE) --no-print-directory VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
 	@.venv-faiss-gpu/bin/python -m pytest tests/backends/test_faiss.py tests/backends/test_faiss_indexes.py $(ARGS)
+
+families: $(VENV)/.has-dev ## run the oracles on every model family and write the tables of docs/families.md
+	@$(BIN)/python -m pytest -m "slow or not slow" --family-table tests/adapters/test_oracles.py \
+	  tests/adapters/test_rope_scalings.py $(ARGS)
 
 lint: $(VENV)/.has-dev ## ruff and strict mypy
 	@$(BIN)/ruff check $(SOURCES)

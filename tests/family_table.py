@@ -1,4 +1,4 @@
-"""The table of families in the documentation, made from what the tests of the oracles found."""
+"""The tables of families in the documentation, made from what the tests of the oracles found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,36 @@ from pathlib import Path
 
 import attrs
 
-BEGIN, END = "<!-- table {name}: made by `make families` -->", "<!-- end of table {name} -->"
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+
+
+@attrs.frozen(kw_only=True)
+class Table:
+    """What a table has in its columns.
+
+    Attributes:
+        parameters: of the tests, by name: what says which row a finding belongs to.
+        heads: of these columns.
+        oracles: heads of the others, the names of the tests' marks.
+    """
+
+    parameters: tuple[str, ...]
+    heads: tuple[str, ...]
+    oracles: tuple[str, ...]
+
+
+TABLES = {
+    "families": Table(
+        parameters=("family", "attention"),
+        heads=("model type", "attention"),
+        oracles=("identity", "full recall", "causality", "rotation", "effect", "unwrap"),
+    ),
+    "scalings": Table(
+        parameters=("rope", "attention"),
+        heads=("RoPE type", "attention"),
+        oracles=("identity", "full recall", "causality", "rotation"),
+    ),
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -15,7 +44,7 @@ class Finding:
     """What one test found.
 
     Attributes:
-        table: the table it belongs to.
+        table: a name in ``TABLES``.
         row: what was tested, for instance a family and an attention implementation.
         oracle: the column.
         dtype: the variant within the cell.
@@ -29,24 +58,31 @@ class Finding:
     passed: bool
 
 
-def table(findings: Iterable[Finding], heads: tuple[str, ...]) -> str:
-    """Return findings as a table in Markdown: a cell names the dtypes in which all tests passed, and those that failed.
+def rows(page: str, name: str) -> dict[tuple[str, ...], list[str]]:
+    """Return the rows of a page's table: cells by what was tested."""
+    count = len(TABLES[name].heads)
+    lines = [line for line in _between(page, name)[1].splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {tuple(cell.strip("`") for cell in each[:count]): each[count:] for each in cells}
 
-    Args:
-        findings: of one table.
-        heads: of the columns that say what was tested.
+
+def updated(page: str, name: str, findings: Iterable[Finding]) -> str:
+    """Return a page with a table that has the rows of these findings; other rows stay.
+
+    A cell names the dtypes in which all tests passed, and those in which one failed.
     """
-    cells: dict[tuple[str, ...], dict[str, dict[str, bool]]] = {}
-    oracles: dict[str, None] = {}
+    found: dict[tuple[str, ...], dict[str, dict[str, bool]]] = {}
     for finding in findings:
-        cell = cells.setdefault(finding.row, {}).setdefault(finding.oracle, {})
+        cell = found.setdefault(finding.row, {}).setdefault(finding.oracle, {})
         cell[finding.dtype] = cell.get(finding.dtype, True) and finding.passed
-        oracles[finding.oracle] = None
-    lines = [(*heads, *oracles), tuple("---" for _ in (*heads, *oracles))]
-    for row, found in sorted(cells.items()):
-        texts = (_cell(found.get(oracle, {})) for oracle in oracles)
-        lines.append((*(f"`{part}`" for part in row), *texts))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    shape, before_and_after = TABLES[name], _between(page, name)
+    content = rows(page, name)
+    for row, cells in found.items():
+        content[row] = [_cell(cells.get(oracle, {})) for oracle in shape.oracles]
+    lines = [(*shape.heads, *shape.oracles), ["---"] * len(shape.heads + shape.oracles)]
+    lines += [(*(f"`{part}`" for part in row), *cells) for row, cells in sorted(content.items())]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{before_and_after[0]}\n\n{table}\n\n{before_and_after[2]}"
 
 
 def _cell(found: dict[str, bool]) -> str:
@@ -55,21 +91,15 @@ def _cell(found: dict[str, bool]) -> str:
     return ", ".join(passed + failed) or "not tested"
 
 
-def put(page: Path, name: str, content: str) -> None:
-    """Replace a table of a page, between its markers.
+def _between(page: str, name: str) -> tuple[str, str, str]:
+    """Divide a page into what is before, in and after a table; its marks are in the first and last part.
 
     Raises:
         ValueError: the page has no such table.
     """
-    text, begin, end = page.read_text(encoding="utf-8"), BEGIN.format(name=name), END.format(name=name)
-    if begin not in text or end not in text:
-        raise ValueError(f"{page} has no table {name!r}")
-    before, after = text.split(begin)[0], text.split(end)[1]
-    page.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
-
-
-def rows(page: Path, name: str) -> list[tuple[str, ...]]:
-    """Return the cells of a page's table, without its heads."""
-    text = page.read_text(encoding="utf-8").split(BEGIN.format(name=name))[1].split(END.format(name=name))[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    return [tuple(cell.strip().strip("`") for cell in line.strip("|").split("|")) for line in lines]
+    begin, end = f"<!-- table {name}: made by `make families` -->", f"<!-- end of table {name} -->"
+    if begin not in page or end not in page:
+        raise ValueError(f"the page has no table {name!r}")
+    before, rest = page.split(begin)
+    content, after = rest.split(end)
+    return before + begin, content, end + after

@@ -1,26 +1,22 @@
-"""Collects what the tests of the oracles find, and with ``--family-table PAGE`` writes it into the documentation."""
+"""Collects what the tests of the oracles find; ``--family-table`` writes it into the documentation."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from family_table import Finding, put, table
-
-HEADS = {"families": ("model type", "attention"), "scalings": ("RoPE type", "attention")}
-ROWS = {"families": ("family", "attention"), "scalings": ("rope", "attention")}  # the tests' parameters
+from family_table import PAGE, TABLES, Finding, updated
 
 _findings = pytest.StashKey[list[Finding]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--family-table", metavar="PAGE", help="write the findings of the oracles into this page")
+    parser.addoption("--family-table", action="store_true", help=f"write what the oracles find into {PAGE.name}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "oracle(name, table='families'): which cell of the family table a test is for")
+    config.addinivalue_line("markers", "oracle(name, table='families'): which cell of a family table a test is for")
     config.stash[_findings] = []
 
 
@@ -34,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         item.config.stash[_findings].append(
             Finding(
                 table=name,
-                row=tuple(parameters[each] for each in ROWS[name]),
+                row=tuple(parameters[each] for each in TABLES[name].parameters),
                 oracle=mark.args[0],
                 dtype=parameters["dtype"],
                 passed=report.passed,
@@ -44,11 +40,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    page = session.config.getoption("family_table", default=None)
-    if page is None:
+    # The option is known only where this file is: `pytest` on its own does not have it.
+    if not session.config.getoption("family_table", default=False):
         return
-    findings = session.config.stash[_findings]
-    for name, heads in HEADS.items():
-        own = [finding for finding in findings if finding.table == name]
-        if own:
-            put(Path(page), name, table(own, heads))
+    findings, page = session.config.stash[_findings], PAGE.read_text(encoding="utf-8")
+    for name in TABLES:
+        page = updated(page, name, [finding for finding in findings if finding.table == name])
+    PAGE.write_text(page, encoding="utf-8")
