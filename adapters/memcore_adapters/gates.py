@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,11 +13,16 @@ from memcore_adapters.attention_modules import attention_modules
 
 
 def attach_gates(decoder: Any, layers: Iterable[int]) -> None:
-    """Give the attention of these layers a gate, ``[Hq]`` zeros, on the layer's device and in its dtype."""
+    """Give the attention of these layers a gate, ``[Hq]`` zeros, on the layer's device and in its dtype.
+
+    Where its weights are quantised the dtype is another weight's; where they are put away the gate stays on the CPU.
+    """
     modules = attention_modules(decoder)
     for index in layers:
-        like = next(parameter for parameter in modules[index].parameters() if parameter.is_floating_point())
-        gate = torch.zeros(decoder.config.num_attention_heads, dtype=like.dtype, device=like.device)
+        weights = itertools.chain(modules[index].parameters(), decoder.parameters())
+        like = next(weight for weight in weights if weight.is_floating_point())
+        device = "cpu" if like.is_meta else like.device
+        gate = torch.zeros(decoder.config.num_attention_heads, dtype=like.dtype, device=device)
         modules[index].register_parameter(GATE, torch.nn.Parameter(gate))
 
 

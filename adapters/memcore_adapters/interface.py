@@ -79,7 +79,7 @@ def register(delegate: Delegate) -> str:
                 layer.watch(query, key, value)
         gate: Tensor | None = getattr(module, GATE, None)
         if gate is not None and retrieved is not None:
-            attention_mask = gated(attention_mask, gate_bias(gate.to(query.dtype), retrieved, key.shape[2]))
+            attention_mask = gated(attention_mask, gate_bias(gate.to(query), retrieved, key.shape[2]))
         if isinstance(layer, MemoryLayer) and retrieved is not None and cache is not None and cache.memory.tracing:
             weights = _last_weights(delegate, module, query, key, value, attention_mask, *args, **kwargs)
             cache.memory.tracing.note(cache, layer, weights)

@@ -180,6 +180,18 @@ def test_quantised_weights_work_and_stay_as_they_are(quantise: Any) -> None:
     assert torch.equal(memcore.unwrap(model)(TEXT).logits, logits)
 
 
+@torch.no_grad()
+def test_gates_work_beside_weights_that_are_quantised_or_put_away(tmp_path: Path) -> None:
+    away = accelerate.disk_offload(tiny_model("llama"), tmp_path, execution_device="cpu")
+    for plain in (in_four_bits(tiny_model("llama")), away):
+        want = memcore.wrap(plain, SMALL)(TEXT).logits
+        model: Any = memcore.wrap(memcore.unwrap(plain), SMALL, gate=True)
+        gates = [parameter for name, parameter in model.named_parameters() if "memory_gate" in name]
+        assert len(gates) == 2
+        assert all(gate.dtype == torch.float32 and not gate.is_meta for gate in gates)
+        torch.testing.assert_close(model(TEXT).logits, want, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @torch.no_grad()
 def test_weights_quantised_by_bitsandbytes(tmp_path: Path, bits: int) -> None:

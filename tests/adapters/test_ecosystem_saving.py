@@ -145,23 +145,19 @@ def test_a_model_of_a_base_class_keeps_it_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_weights_that_memory_added_to_the_checkpoint_are_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: bool
-) -> None:
-    # Any parameter that only the wrapped model has: here one that the test adds when a model is wrapped.
-    def wrap_and_add(model: Any, *args: Any, **kwargs: Any) -> Any:
-        wrap(model, *args, **kwargs)
-        attention = model.get_decoder().layers[1].self_attn
-        attention.memory_gate = torch.nn.Parameter(torch.zeros(4))
-        return model
-
-    model = wrap_and_add(tiny_model("llama"), SMALL)
-    model.get_decoder().layers[1].self_attn.memory_gate.data += torch.arange(4)
+def test_gates_that_were_trained_are_loaded(tmp_path: Path, shards: bool) -> None:
+    model = wrap(tiny_model("llama"), SMALL, gate=True)
+    gates = {name: each for name, each in model.named_parameters() if "memory_gate" in name}
+    assert gates
+    for each in gates.values():
+        torch.nn.init.normal_(each)
     model.save_pretrained(tmp_path, max_shard_size="20KB" if shards else "5GB")
     assert (tmp_path / "model.safetensors.index.json").exists() == shards
-    monkeypatch.setattr("memcore.adapter.wrap", wrap_and_add)
-    loaded: Any = load(tmp_path)
-    assert torch.equal(loaded.get_decoder().layers[1].self_attn.memory_gate, torch.arange(4.0))
+    loaded = load(tmp_path)
+    assert all(torch.equal(dict(loaded.named_parameters())[name], each) for name, each in gates.items())
+    assert torch.equal(logits(loaded), logits(model))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(plain), logits(tiny_model("llama")))
 
 
 def test_an_unknown_weight_of_a_checkpoint_is_left_alone(saved: Path) -> None:

@@ -112,6 +112,17 @@ def test_gradient_checkpointing_changes_no_gradient(family: str, attention: str,
     assert_same_step(got, want)
 
 
+@pytest.mark.parametrize("positions", ["window", "zero"])
+def test_gradient_checkpointing_changes_no_gradient_of_one_memory_layer_and_gates(positions: Any) -> None:
+    batch = padded_batch([LENGTH, 77], side="left", seed=69)
+    config = attrs.evolve(SMALL, memory_layer=0, gate=True, positions=positions)
+    model = memcore.wrap(tiny_model("llama").train(), config)
+    want = step(model, batch)
+    assert any("memory_gate" in name and bool(each.any()) for name, each in want[1].items())
+    checkpoint(model)
+    assert_same_step(step(model, batch), want)
+
+
 def test_checkpointing_some_layers_only_changes_no_gradient() -> None:
     batch = {"input_ids": random_tokens(1, LENGTH, seed=62)}
     model = memcore.wrap(tiny_model("gemma3_text").train(), SMALL)
