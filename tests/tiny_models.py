@@ -39,6 +39,7 @@ _EXPERTS: dict[str, Any] = {  # every token goes to all of them: a rounding must
 
 FAMILIES: dict[str, dict[str, Any]] = {  # config.model_type: what differs from _SHAPE
     "cohere": {"logit_scale": 1.0},
+    "cohere2": {**_SLIDING_AND_FULL, "logit_scale": 1.0},
     "deepseek_v3": {
         **_EXPERTS,
         "num_key_value_heads": 4,

@@ -9,6 +9,7 @@ from memcore.hookspecs import Component, hookimpl
 
 FAMILIES = {  # config.model_type: module and class; a family that differs in nothing is served by the base
     "cohere": "interleaved:InterleavedAdapter",
+    "cohere2": "cohere2:Cohere2Adapter",
     "deepseek_v3": "deepseek_v3:DeepseekV3Adapter",
     "gemma": "decoder:DecoderAdapter",
     "gemma2": "decoder:DecoderAdapter",
