@@ -84,24 +84,19 @@ def _after(past: Tensor, new: Tensor) -> Tensor:
 class _Run:
     """A layer's forward on one piece, for ``checkpoint``: called once, and again for each backward pass."""
 
-    def __init__(self, forward: functools.partial[Any], cache: MemoryCache) -> None:
-        self._record = record = LayerRecord(cache)
+    def __init__(self, forward: functools.partial[Any], record: LayerRecord) -> None:
+        self._record = record
+        self._function = functools.partial(forward.func, *forward.args)
         swapped = {name: record for name in _CACHE_NAMES if name in forward.keywords}
-        self._function = forward.func
-        self._args = tuple(record if each is cache else each for each in forward.args)
         self._keywords = {**forward.keywords, **swapped, RECORD_ARGUMENT: record}
 
     def __call__(self, *args: Any) -> Any:
-        output = self._function(*self._args, *args, **self._keywords)
+        output = self._function(*args, **self._keywords)
         if not self._record.complete:
             self._record.close()
             # The one other way from the graph to the cache.
-            self._keywords = {name: value for name, value in self._keywords.items() if not _is_cache(value)}
+            self._keywords = {name: each for name, each in self._keywords.items() if not isinstance(each, MemoryCache)}
         return output
-
-
-def _is_cache(value: object) -> bool:
-    return isinstance(value, MemoryCache)
 
 
 @contextmanager
@@ -132,13 +127,18 @@ def checkpointing(decoder: Any, cache: MemoryCache) -> Iterator[bool]:
     for layer, function in zip(layers, functions, strict=True):
         layer._gradient_checkpointing_func = functools.partial(_checkpointed, function, cache)
         layer._can_checkpoint_with_cache = True  # or transformers would take it away, with a warning
+    own = getattr(decoder, "gradient_checkpointing", False)
+    decoder.gradient_checkpointing = False  # some decoders give their layers no cache where this is set
     try:
         yield False
     finally:
+        decoder.gradient_checkpointing = own
         for layer, function in zip(layers, functions, strict=True):
             layer._gradient_checkpointing_func = function
             del layer._can_checkpoint_with_cache
 
 
 def _checkpointed(function: Callable[..., Any], cache: MemoryCache, forward: functools.partial[Any], *args: Any) -> Any:
-    return function(_Run(forward, cache), *args, use_reentrant=False)
+    record = LayerRecord(cache)
+    args = tuple(record if each is cache else each for each in args)
+    return function(_Run(forward, record), *args, use_reentrant=False)
