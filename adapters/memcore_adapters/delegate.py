@@ -101,7 +101,7 @@ def _blocks(mask: Tensor | None, query: Tensor, key: Tensor) -> BlockMask:
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query >= since[row, key]
 
-    return create_block_mask(sees, len(since), None, new, keys, device=str(mask.device))
+    return create_block_mask(sees, query.shape[0], None, new, keys, device=str(mask.device))
 
 
 _CONVERSIONS: dict[str, Callable[[Tensor | None, Tensor, Tensor], Any]] = {
