@@ -266,6 +266,33 @@ class MemoryBank:
                 self._lock.release()
 
     @_locked
+    def restore(self, namespace: str, chunks: ChunkBatch, usage: ChunkUsage, next_id: int) -> None:
+        """Fill a namespace with what another bank told of one, ids and uses included; what it held is dropped.
+
+        Args:
+            namespace: what to fill.
+            chunks: what :meth:`fetch` gave, ids ascending.
+            usage: what :meth:`usage` told of them.
+            next_id: what :meth:`next_id` told.
+
+        Raises:
+            BackendError: the backend refuses the chunks.
+            ReadOnlyError: the backend is read-only and the namespace not temporary.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self.drop(namespace)
+            self._check_writable(namespace)
+            view = View.empty()
+            shelf = self._shelves.open_for(view, namespace)
+            backend_ids = shelf.backend.store(shelf.name, chunks)
+            self._views[namespace] = view
+            self._shelves.enter(shelf, view)
+            view.add(backend_ids, self._clock)
+            view.ids, view.next_id = usage.ids.clone(), next_id
+            view.usage = torch.stack((usage.last_used, usage.retrievals))
+            self._clock = max([self._clock, *usage.last_used.tolist()])
+
+    @_locked
     def truncate(self, namespace: str, next_id: int) -> None:
         """Forget the chunks with ids of ``next_id`` and more: what was stored since :meth:`next_id` gave it.
 

@@ -212,6 +212,12 @@ class MemoryCache(DynamicCache):
         self.recalled.clear()
         super().reset()  # type: ignore[no-untyped-call]
 
+    def detach(self) -> None:
+        """Make what is in the window data, through which no gradient passes; what is in memory is so always."""
+        for layer in self.layers:
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+
     def state(self) -> dict[str, Tensor]:
         """Return all that the cache holds beside the bank, between two pieces, for :meth:`from_state`: detached copies.
 
@@ -235,7 +241,7 @@ class MemoryCache(DynamicCache):
         Args:
             memory: a memory with the same layers and configuration.
             state: its tensors.
-            row_names: names of the rows' memories in the bank.
+            row_names: names of the rows' memories in the bank; without any, rows get memories of their own, empty.
             device: where the tensors of the model's data go; each layer takes its own to where it computes.
 
         Raises:
@@ -243,6 +249,7 @@ class MemoryCache(DynamicCache):
         """
         cache = cls(memory, row_names)
         cache.window = LocalWindow.from_state(memory.config, _part(state, "window."))
+        cache.row_names = cache.row_names or [cache._new_row() for _ in range(cache.window.batch)]
         for index, layer in enumerate(cache.layers):
             own = {name: tensor.to(device) for name, tensor in _part(state, f"layer{index}.").items()}
             if isinstance(layer, MemoryLayer):

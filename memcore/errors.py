@@ -93,3 +93,7 @@ class SessionMismatchError(SessionError):
 
 class EvaluationError(MemcoreError, ValueError):
     """An evaluation cannot be done as asked, or not go on from the results that are there."""
+
+
+class TrainingError(MemcoreError, ValueError):
+    """A model cannot be trained as asked."""

@@ -749,3 +749,18 @@ def swap(bank: MemoryBank, one: str, two: str) -> None:
     bank.fork(two, one)
     bank.fork("spare", two)
     bank.drop("spare")
+
+
+def test_a_namespace_can_be_restored_in_another_bank_ids_and_uses_included() -> None:
+    (source, _), (target, _) = make_bank(capacity=6), make_bank(capacity=6)
+    for seed in range(4):
+        source.store("a", make_chunks(3, seed=seed))
+        source.retrieve("a", QUERIES[:1], 2)
+    usage = source.usage("a")
+    target.store("b", make_chunks(2, seed=9))
+    target.restore("b", source.fetch("a", usage.ids), usage, source.next_id("a"))
+    for field in ("ids", "last_used", "retrievals"):
+        assert torch.equal(getattr(target.usage("b"), field), getattr(usage, field))
+    assert_same_chunks(target.fetch("b", usage.ids), source.fetch("a", usage.ids))
+    assert torch.equal(target.store("b", make_chunks(5, seed=7)), source.store("a", make_chunks(5, seed=7)))
+    assert torch.equal(target.ids("b"), source.ids("a"))
