@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from memcore.cache import MemoryCache
+from memcore.cache_argument import cache_argument
 from memcore.errors import NotWrappedError, SessionError, UnsupportedInputError
 from memcore.listener import Hearing, Listener, overlap, without_end
 from memcore.memory import Memory
@@ -20,6 +21,7 @@ from memcore.prompt import encode
 from memcore.reader import Answer, Progress, answer
 from memcore.session import Session
 from memcore.transcript import USER, Message, next_turn
+from memcore.transfer import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -306,7 +308,8 @@ def _feed(model: Any, memory: Memory, cache: MemoryCache, ids: Tensor, progress:
     if not ids.numel():
         return
     with torch.no_grad(), memory.reading(progress, question=False):
-        model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        named = {cache_argument(model.forward): cache}
+        model(input_ids=ids.to(input_device(model)), use_cache=True, logits_to_keep=1, **named)
     if progress is not None:
         progress(ids.shape[1], ids.shape[1])
 

@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from memcore.cache_argument import cache_argument
 from memcore.errors import UnsupportedInputError, UnsupportedModelError
 from memcore.transfer import input_device
 
@@ -106,8 +107,8 @@ def answer(
     generated: Any = model.generate(  # type: ignore[operator]
         prompt,
         attention_mask=torch.ones_like(prompt),
-        past_key_values=cache,
         max_new_tokens=max_new_tokens,
+        **{cache_argument(model.generate): cache},  # type: ignore[arg-type]
         **generation,
     )
     new = getattr(generated, "sequences", generated)[0, prompt.shape[1] :]
@@ -161,11 +162,12 @@ class Reader:
             raise UnsupportedInputError("there is nothing to read: the text has no tokens")
         ids = ids.to(input_device(self._model))
         memory = getattr(self._model, "memory", None)
+        name = cache_argument(self._model.forward)
         total = ids.shape[1]
         begun = time.perf_counter()
         if memory is not None:
             with memory.reading(progress, question=False):
-                cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+                cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)[name]
         else:
             from transformers import DynamicCache
 
@@ -173,7 +175,7 @@ class Reader:
             cache = DynamicCache(config=self._model.config)
             for begin in range(0, total, self._piece):
                 end = min(begin + self._piece, total)
-                self._model(input_ids=ids[:, begin:end], past_key_values=cache, use_cache=True, logits_to_keep=1)
+                self._model(input_ids=ids[:, begin:end], use_cache=True, logits_to_keep=1, **{name: cache})
                 if progress is not None:
                     progress(end, total)
         if ids.is_cuda:

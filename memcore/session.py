@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memcore.cache import MemoryCache
+from memcore.cache_argument import cache_argument
 from memcore.errors import (
     CorruptedError,
     NotWrappedError,
@@ -253,9 +254,9 @@ class Session:
         with torch.no_grad(), self._memory.reading(tell, question=False):
             self._model(
                 input_ids=ids.to(input_device(self._model)),
-                past_key_values=self._own_cache(),
                 use_cache=True,
                 logits_to_keep=1,
+                **{cache_argument(self._model.forward): self._own_cache()},
             )
         tell(ids.shape[1], total)
 
@@ -318,9 +319,7 @@ class Session:
             if _MESSAGES in state:  # earlier versions kept none
                 self.messages = json.loads(state.pop(_MESSAGES).numpy().tobytes())
             self._read = state.pop(_TOKENS).long()
-            self._cache = MemoryCache.from_state(
-                self._memory, state, [self.info.row_name], input_device(self._model)
-            )
+            self._cache = MemoryCache.from_state(self._memory, state, [self.info.row_name], input_device(self._model))
         except KeyError as error:
             raise CorruptedError(f"the state of session {self.info.name!r} lacks {error}") from error
         if bank.read_only:  # another handle may look anew, and then the names show what is newer than this state

@@ -18,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from memcore.cache import MemoryCache
+from memcore.cache_argument import NEW, OLD
 from memcore.errors import UnsupportedInputError
 
 RECORD_ARGUMENT = "memcore_record"
 """Keyword by which a checkpointed layer hands its record to the attention function."""
 
-_CACHE_NAMES = ("past_key_values", "layer_past")
+_CACHE_NAMES = (OLD, NEW, "layer_past")
 
 
 class LayerRecord:

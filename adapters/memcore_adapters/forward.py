@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memcore.cache import MemoryCache
+from memcore.cache_argument import NEW, OLD, cache_argument
 from memcore.chunk import UNKNOWN_TOKEN
 from memcore.errors import UnsupportedInputError
 from memcore.memory import Memory
@@ -35,13 +36,18 @@ def make_forward(
     """
     inner = decoder_class.forward  # type: ignore[attr-defined]
     parameters = list(inspect.signature(inner).parameters)[1:]
+    renamed = cache_argument(inner) == NEW
 
     @functools.wraps(inner)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(parameters, args, strict=False))
-        check_call(self, kwargs)
         own = self._memcore_inner
         inside = functools.partial(inner, self) if own is None else own
+        if renamed:
+            given = kwargs.pop(NEW, None)
+            kwargs[OLD] = kwargs.get(OLD) if given is None else given
+            inside = functools.partial(_under_the_new_name, inside)
+        check_call(self, kwargs)
         return forward_with_memory(inside, self, kwargs, functools.partial(geometry, self))
 
     # What is attended to is decided in Python, anew for each piece: traced, it would mean a new graph every few tokens,
@@ -49,6 +55,10 @@ def make_forward(
     # parts of layers that are compiled one by one (layer.mlp.compile()).
     uncompiled: Callable[..., Any] = torch.compiler.disable(forward)
     return uncompiled
+
+
+def _under_the_new_name(inner: Callable[..., Any], **kwargs: Any) -> Any:
+    return inner(**{NEW if name == OLD else name: value for name, value in kwargs.items()})
 
 
 def forward_with_memory(
@@ -147,7 +157,7 @@ def _join(outputs: list[Any]) -> Any:
     joined = outputs[-1]
     batch = joined.last_hidden_state.shape[0]
     for name, value in list(joined.items()):
-        if name == "past_key_values" or value is None:
+        if name in (OLD, NEW) or value is None:
             continue
         parts = [each[name] for each in outputs]
         if name == "last_hidden_state":

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from memcore.cache import MemoryCache
+from memcore.cache_argument import NEW, OLD
 from memcore_adapters.checkpointing import RECORD_ARGUMENT, LayerRecord
 from memcore_adapters.decoder import DecoderAdapter
 from memcore_adapters.interface import CACHE_ARGUMENT
@@ -15,7 +16,7 @@ M = TypeVar("M", bound=PreTrainedModel)
 
 
 def _hand_over(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get(NEW, kwargs.get(OLD))
     if isinstance(cache, LayerRecord):
         kwargs[RECORD_ARGUMENT], cache = cache, cache.cache
     if isinstance(cache, MemoryCache):
