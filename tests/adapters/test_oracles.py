@@ -120,7 +120,7 @@ def test_inside_the_window_decoding_is_bit_identical(family: str, attention: str
 @torch.no_grad()
 def test_full_recall_in_prefill_equals_full_attention(family: str, attention: str, dtype: str) -> None:
     model = make(family, attention, dtype)
-    tokens = random_tokens(2, 150, seed=3)
+    tokens = random_tokens(2, 120, seed=3)
     expected = model(tokens).logits
     memcore.wrap(model, EVERYTHING)
     close(model(tokens).logits, expected)
@@ -145,9 +145,9 @@ def test_full_recall_in_decode_equals_full_attention(family: str, attention: str
     # With every chunk recalled the block before the window is the document itself, so both kinds of positions agree.
     model = make(family, attention, dtype)
     batch = padded_batch([70, 41], side="left", seed=5)
-    expected = in_steps(model, batch, steps=20)
+    expected = in_steps(model, batch, steps=16)
     memcore.wrap(model, attrs.evolve(EVERYTHING, positions="window", retrieve_every=1))
-    close(in_steps(model, batch, steps=20), expected)
+    close(in_steps(model, batch, steps=16), expected)
 
 
 @oracle("causality")
@@ -155,9 +155,9 @@ def test_full_recall_in_decode_equals_full_attention(family: str, attention: str
 @torch.no_grad()
 def test_changing_later_tokens_changes_no_earlier_logit(family: str, attention: str, dtype: str) -> None:
     model = memcore.wrap(make(family, attention, dtype), SMALL)
-    logits = model(changed_later(140, 0)[0]).logits
-    for t in (35, 99, 137):  # the window's end, a segment's middle, within the question
-        assert torch.equal(model(changed_later(140, t)[1]).logits[:, : t + 1], logits[:, : t + 1])
+    logits = model(changed_later(100, 0)[0]).logits
+    for t in (35, 75, 97):  # the window's end, a segment's middle, within the question
+        assert torch.equal(model(changed_later(100, t)[1]).logits[:, : t + 1], logits[:, : t + 1])
 
 
 @oracle("rotation")
@@ -201,14 +201,14 @@ def test_memory_has_an_effect_and_retrieval_reads_chunks_far_outside_the_window(
 ) -> None:
     # Without this, every oracle above could hold for a memory that does nothing.
     model = make(family, attention, dtype)
-    tokens = random_tokens(1, 140, seed=10)
+    tokens = random_tokens(1, 100, seed=10)
     changed = tokens.clone()
     changed[:, 4:60] = random_tokens(1, 56, seed=11)
     memcore.wrap(model, SMALL)
     logits = model(tokens).logits[:, -1]
     starts = [passage.start for passage in model.memory.passages()]
     assert len(starts) >= SMALL.top_k
-    assert max(starts) < 140 - SMALL.window
+    assert max(starts) < 100 - SMALL.window
     assert not torch.equal(model(changed).logits[:, -1], logits)
 
 
