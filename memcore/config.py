@@ -118,7 +118,8 @@ class MemoryConfig:
         segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
         query_tokens: most recent tokens whose queries choose the chunks.
         question_tokens: tokens at the end of a long input that pass one at a time, each with a retrieval of its own: a
-            question that stands there can only be understood with the chunks that it asks for itself.
+            question that stands there can only be understood with the chunks that it asks for itself. Training steps
+            have no question.
         query_distance: distance, in tokens, at which those queries see every chunk while chunks are chosen; None for
             half the window, the middle of where retrieved keys end up.
         retrieve_every: generated tokens between two retrievals.

@@ -96,8 +96,9 @@ def forward_with_memory(
     memory.used(cache)
     seen = cache.seen
     new = _columns(source, kwargs.get("attention_mask"), kwargs.get("position_ids"), seen)
-    config = memory.config
-    cut = pieces(tokens, seen, room=room, segment=config.segment_length, question_tokens=memory.question_tokens)
+    # Nothing is asked in a training step, and every piece costs a copy of the window's keys and values until backward.
+    question = 0 if decoder.training and torch.is_grad_enabled() else memory.question_tokens
+    cut = pieces(tokens, seen, room=room, segment=memory.config.segment_length, question_tokens=question)
     spans = list(cut)
     if seen + tokens > room:
         _check(kwargs, decoder)

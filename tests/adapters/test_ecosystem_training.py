@@ -47,7 +47,7 @@ def assert_same_step(got: tuple[Tensor, dict[str, Tensor]], want: tuple[Tensor, 
 def first_in_window(tokens: int, config: MemoryConfig) -> Tensor:
     """Return for each token, ``[tokens]``, the first one that is in the window with it."""
     room, first, firsts = config.window + config.sinks, 0, []
-    cut = pieces(tokens, 0, room=room, segment=config.segment_length, question_tokens=config.question_tokens)
+    cut = pieces(tokens, 0, room=room, segment=config.segment_length, question_tokens=0)
     for begin, end in cut:
         if end > room:
             first = first or config.sinks
@@ -144,6 +144,19 @@ def test_checkpointing_some_layers_only_changes_no_gradient() -> None:
     model.get_decoder().layers[1].gradient_checkpointing = False
     assert_same_step(step(model, batch), want)
     assert not any("_can_checkpoint_with_cache" in vars(layer) for layer in model.get_decoder().layers)
+
+
+def test_the_end_of_a_text_is_read_one_token_at_a_time_except_in_training() -> None:
+    model = memcore.wrap(tiny_model("llama").train(), SMALL)
+    pieces_read: list[int] = []
+    model.get_decoder().layers[0].register_forward_pre_hook(lambda _, given: pieces_read.append(given[0].shape[1]))
+    text = random_tokens(1, 80, seed=58)
+    model(text)
+    assert pieces_read == [36, 16, 16, 12]
+    pieces_read.clear()
+    with torch.no_grad():
+        model(text)
+    assert pieces_read == [36, 16, 16, 7, 1, 1, 1, 1, 1]
 
 
 def test_checkpointing_within_the_window_is_the_models_own() -> None:
