@@ -56,8 +56,8 @@ def _flex_attention_is_not_compiled() -> Iterator[None]:
 def close(logits: torch.Tensor, expected: torch.Tensor) -> None:
     """Assert that full recall gave the logits of full attention, but for the order of sums.
 
-    The largest difference measured is 2e-5 in float32 (gpt_oss), and in bfloat16 1.7 roundings of the largest logit
-    (qwen2 and phi3 under sdpa).
+    The largest difference measured is 1.6e-5 in float32 (gpt_oss), and in bfloat16 1.6 roundings of the largest logit
+    (qwen2 under sdpa).
     """
     assert logits.dtype == expected.dtype
     tolerance = 1e-4
