@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from memcore.pretrained import from_pretrained
     from memcore.session import Session
     from memcore.session_store import SessionInfo
+    from memcore.training.saved import load_trained
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ _HOMES = {  # where the names that cost an import of torch or of the configurati
     "memcore.pretrained": ("from_pretrained",),
     "memcore.session": ("Session",),
     "memcore.session_store": ("SessionInfo",),
+    "memcore.training.saved": ("load_trained",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -121,6 +123,7 @@ __all__ = [
     "__version__",
     "from_pretrained",
     "hookimpl",
+    "load_trained",
     "unwrap",
     "wrap",
 ]

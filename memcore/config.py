@@ -214,7 +214,7 @@ class MemoryConfig:
     def from_file(cls, path: str | Path) -> Self:
         """Read a configuration from a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file."""
         path = Path(path)
-        return structure_options(cls, _read(path), str(path))
+        return structure_options(cls, read_file(path), str(path))
 
     @classmethod
     def from_value(
@@ -244,7 +244,12 @@ class MemoryConfig:
         return copy.deepcopy(unstructure(self))
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def read_file(path: Path) -> Mapping[str, object]:
+    """Read field names and values from a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     suffix = path.suffix.lower()
     if suffix not in _PARSERS:
         raise ConfigError(f"a configuration file ends in {', '.join(_PARSERS)}; got {str(path)!r}")

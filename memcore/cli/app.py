@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, memory, plugins
+from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, memory, plugins, train
 from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
@@ -40,6 +40,7 @@ app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
 app.add_typer(memory.app, name="memory")
 app.add_typer(evaluate.app, name="eval")
+app.command("train")(train.train)
 
 
 def _version(wanted: bool) -> None:

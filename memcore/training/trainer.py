@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from memcore.cache import MemoryCache
 from memcore.errors import TrainingError
 from memcore.memory import Memory
 from memcore.training.memory_state import load_memory, save_memory
+from memcore.training.saved import restore_trained, save_trained
 from memcore.training.segments import BEGINS, DocumentSegments
 
 _STATE: Final = "memory.safetensors"
@@ -24,8 +26,9 @@ class MemoryTrainer(Trainer):
     """``transformers.Trainer`` for a wrapped model and :class:`~memcore.training.segments.DocumentSegments`.
 
     Each step goes on with the memory and the window that the step before left, and begins anew where documents begin.
-    Gradients end at the segment: what lies in the window and in memory is data. Checkpoints hold the memory, too, so
-    that training resumes in the middle of a document.
+    Gradients end at the segment: what lies in the window and in memory is data. Checkpoints hold of the model only the
+    weights that train, which :func:`memcore.load_trained` loads; and the memory, so that training resumes in the middle
+    of a document.
     """
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
@@ -96,17 +99,24 @@ class MemoryTrainer(Trainer):
             self._cache = kept
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self._cache is not None:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self._cache is not None:  # before the state of training, which makes a checkpoint whole
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             save_memory(self._cache, folder / _STATE)
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        save_trained(self.model, output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        target: Any = self.model if model is None else model
+        restore_trained(target, resume_from_checkpoint)
         state = Path(resume_from_checkpoint) / _STATE
         if state.exists():
-            target: Any = self.model if model is None else model
             self._cache = load_memory(_memory(target), state, target.device)
+
+    def _load_best_model(self) -> None:
+        restore_trained(self.model, str(self.state.best_model_checkpoint))
 
 
 def _memory(model: Any) -> Any:

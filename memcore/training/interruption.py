@@ -1,0 +1,47 @@
+"""Ending a training in good order when the user interrupts it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class Interruption(TrainerCallback):
+    """Turns the first interrupt (Ctrl-C) into a checkpoint and the end of training, after the step under way.
+
+    The second one is a KeyboardInterrupt, as usual.
+
+    Attributes:
+        came: whether there was one.
+    """
+
+    def __init__(self) -> None:
+        """Wait for it from :meth:`awaited` on."""
+        self.came = False
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Catch interrupts while in this context. In a thread other than the main one there are none to catch."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupted(self, *_: Any) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End training, with a checkpoint, if it was interrupted."""
+        if self.came:
+            control.should_save = control.should_training_stop = True
