@@ -215,7 +215,9 @@ class MemoryCache(DynamicCache):
     def detach(self) -> None:
         """Make what is in the window data, through which no gradient passes; what is in memory is so always."""
         for layer in self.layers:
-            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+            if isinstance(layer, MemoryLayer):
+                layer.detach()
+            elif isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
 
     def state(self) -> dict[str, Tensor]:

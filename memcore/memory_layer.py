@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from memcore.attention import place_at, place_before, side_by_side, visibility
+from memcore.attention import visibility
 from memcore.chunk import ChunkBatch
 from memcore.embedder import ChunkKeys
 from memcore.errors import UnsupportedCacheError
+from memcore.prefix import KeysValues, Prefix, lay_out
 from memcore.recall import Retrieved
 from memcore.retriever import LayerSetup, Retriever, take_columns
 from memcore.rotary import unrotate
-from memcore.transfer import to_device
 from memcore.window import Departure, LocalWindow
 
 
@@ -60,10 +60,9 @@ class MemoryLayer(DynamicLayer):
         self._forget_everything()
 
     def _forget_everything(self) -> None:
-        self._sinks: tuple[Tensor, Tensor] | None = None  # [B, H, S, D] each
-        self._prefix: tuple[Tensor, Tensor] | None = None  # sinks and retrieved, [B, H, P, D] each
-        self._prefix_live: Tensor | None = None  # [B, P] bool; None if all are
-        self._given: tuple[Tensor, Tensor] | None = None  # what the window's tokens are attended to by, if not `keys`
+        self._sinks: KeysValues | None = None
+        self._prefix: Prefix | None = None
+        self._given: KeysValues | None = None  # what the window's tokens are attended to by, if not `keys`
         self._retriever = Retriever(self.setup)
 
     def start(self, setup: LayerSetup, window: LocalWindow) -> None:
@@ -79,7 +78,7 @@ class MemoryLayer(DynamicLayer):
     @property
     def prefix_length(self) -> int:
         """Columns before the window: sinks and retrieved chunks, and padding of rows that have fewer."""
-        return 0 if self._prefix is None else int(self._prefix[0].shape[2])
+        return 0 if self._prefix is None else len(self._prefix)
 
     def memory_columns(self) -> Tensor:
         """Say which columns before the window are retrieved chunks: ``[B, prefix_length]`` bool, on the CPU."""
@@ -130,8 +129,12 @@ class MemoryLayer(DynamicLayer):
     def spill(self, departure: Departure, row_names: list[str]) -> None:
         """Store the chunks that leave and set the sinks apart."""
         config = self.setup.config
+
+        def room(x: Tensor) -> Tensor:
+            return x.new_zeros(*x.shape[:2], config.sinks, x.shape[3])
+
         if self._given is not None:
-            (self.keys, self.values), self._given = self._given, None
+            self.keys, self.values, self._given = self._given.keys, self._given.values, None
         if departure.order is not None:
             self.keys = take_columns(self.keys, departure.order)
             self.values = take_columns(self.values, departure.order)
@@ -140,13 +143,9 @@ class MemoryLayer(DynamicLayer):
             if leaving.sinks:
                 end = begin + leaving.sinks
                 if self._sinks is None:
-                    batch, heads, _, _ = self.keys.shape
-                    self._sinks = (
-                        self.keys.new_zeros(batch, heads, config.sinks, self.keys.shape[-1]),
-                        self.values.new_zeros(batch, heads, config.sinks, self.values.shape[-1]),
-                    )
-                self._sinks[0][row] = self.keys[row, :, begin:end].detach()
-                self._sinks[1][row] = self.values[row, :, begin:end].detach()
+                    self._sinks = KeysValues(self.keys, self.values).map(room)
+                self._sinks.keys[row] = self.keys[row, :, begin:end].detach()
+                self._sinks.values[row] = self.values[row, :, begin:end].detach()
                 begin = end
             if leaving.chunks and self.remembers:
                 self._store(
@@ -200,13 +199,14 @@ class MemoryLayer(DynamicLayer):
         if query.shape[2] == 1:
             self.note(query)
         if window.retrieve_now:
-            self._build_prefix(window, scaling, row_names)
+            found = self._chosen(window, scaling, row_names)
+            self._prefix = lay_out(self.setup, window, self._sinks, found, KeysValues(self.keys, self.values))
         if query.shape[2] > 1:
             self.note(query)
         blocks_k, blocks_v, prefix = [self.keys, key], [self.values, value], self.prefix_length
         if self._prefix is not None:
-            blocks_k.insert(0, self._prefix[0])
-            blocks_v.insert(0, self._prefix[1])
+            blocks_k.insert(0, self._prefix.keys)
+            blocks_v.insert(0, self._prefix.values)
         keys, values = torch.cat(blocks_k, dim=2), torch.cat(blocks_v, dim=2)
         mask = self._mask(window, prefix, key.shape[2], key.device)
         self.keys, self.values = keys[:, :, prefix:], values[:, :, prefix:]
@@ -215,12 +215,12 @@ class MemoryLayer(DynamicLayer):
     def _mask(self, window: LocalWindow, prefix: int, new: int, device: torch.device) -> Tensor | None:
         total = len(window.columns)
         past = total - new
-        if window.columns.all_live and self._prefix_live is None:
+        prefix_live = None if self._prefix is None else self._prefix.live
+        if window.columns.all_live and prefix_live is None:
             if (prefix, device) not in window.masks:  # most layers of a piece need the same one
                 mask = visibility(None, None, prefix + past, new)
                 window.masks[prefix, device] = None if mask is None else mask.to(device)
             return window.masks[prefix, device]
-        prefix_live = self._prefix_live
         if prefix_live is None:
             prefix_live = torch.ones(window.batch, prefix, dtype=torch.bool)
         past_live = torch.cat((prefix_live, window.columns.live[:, :past]), dim=1)
@@ -240,40 +240,12 @@ class MemoryLayer(DynamicLayer):
         """
         self.note(query)
         if key.shape != self.keys.shape or value.shape != self.values.shape:
-            self._given = key, value
+            self._given = KeysValues(key, value)
 
     def note(self, query: Tensor) -> None:
         """Remember the latest queries (``[B, Hq, T, D]`` rotated), by which chunks will be chosen."""
         if self.remembers:
             self._retriever.note(query, self._running())
-
-    def _build_prefix(self, window: LocalWindow, scaling: float, row_names: list[str]) -> None:
-        """Retrieve for every row, and lay sinks and chunks out before the window."""
-        starts = window.starts()
-        rows_k, rows_v = [], []
-        for row, found in enumerate(self._chosen(window, scaling, row_names)):
-            keys, values, end = [], [], starts[row]
-            if found is not None:
-                memory_k = to_device(found.chunks.keys, self.keys.device)
-                placed, end = self._placed(memory_k, found.chunks.starts, end)
-                keys.append(side_by_side(placed))
-                values.append(side_by_side(to_device(found.chunks.values, self.values.device)))
-            if self._sinks is not None and bool(window.sinks.live[row].all()):
-                sinks_k = self._before(self._sinks[0][row : row + 1], window.sinks.positions[row, :1], end)
-                keys.insert(0, sinks_k[0])
-                values.insert(0, self._sinks[1][row])
-            rows_k.append(torch.cat(keys, dim=1) if keys else self.keys[row, :, :0])
-            rows_v.append(torch.cat(values, dim=1) if values else self.values[row, :, :0])
-        lengths = [block.shape[1] for block in rows_k]
-        longest = max(lengths)
-        pad = torch.nn.functional.pad
-        self._prefix = (
-            torch.stack([pad(block, (0, 0, longest - block.shape[1], 0)) for block in rows_k]),
-            torch.stack([pad(block, (0, 0, longest - block.shape[1], 0)) for block in rows_v]),
-        )
-        self._prefix_live = None
-        if min(lengths) < longest:
-            self._prefix_live = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
 
     def _chosen(self, window: LocalWindow, scaling: float, row_names: list[str]) -> list[Retrieved | None]:
         """Return what each row attends to, chosen here or by the memory layer."""
@@ -294,30 +266,13 @@ class MemoryLayer(DynamicLayer):
         ]
         return found
 
-    def _placed(self, keys: Tensor, starts: Tensor, end: int) -> tuple[Tensor, int]:
-        """Return retrieved keys where ``config.positions`` wants them before ``end``, and where they begin."""
-        geometry = self.setup.geometry
-        if geometry is not None and self.setup.config.positions == "zero":
-            return place_at(keys, starts, end - 1, geometry), end - 1
-        return self._before(keys, starts, end), end - keys.shape[0] * keys.shape[2]
-
-    def _before(self, keys: Tensor, starts: Tensor, end: int) -> Tensor:
-        if self.setup.geometry is None or self.setup.config.positions == "original":
-            return keys
-        return place_before(keys, starts, end, self.setup.geometry)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows ``indices``, in that order, repeats allowed."""
         super().batch_select_indices(indices.to(self.keys.device))
         index = indices.to(self.keys.device)
-        if self._sinks is not None:
-            self._sinks = (self._sinks[0][index], self._sinks[1][index])
-        if self._prefix is not None:
-            self._prefix = (self._prefix[0][index], self._prefix[1][index])
-        if self._prefix_live is not None:
-            self._prefix_live = self._prefix_live[indices.cpu()]
-        if self._given is not None:
-            self._given = (self._given[0][index], self._given[1][index])
+        self._sinks = self._sinks and self._sinks.map(lambda x: x[index])
+        self._prefix = None if self._prefix is None else self._prefix.rows(indices)
+        self._given = self._given and self._given.map(lambda x: x[index])
         self._retriever.select_rows(indices)
         if (recalled := self.recalled.get(self.setup.index)) is not None:
             self.recalled[self.setup.index] = [recalled[int(i)] for i in indices]
@@ -327,7 +282,7 @@ class MemoryLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         if self._given is not None:
             width = self.keys.shape[2]
-            self._given = (self._given[0][:, :, :width], self._given[1][:, :, :width])
+            self._given = self._given.map(lambda x: x[:, :, :width])
         if self.window is not None:
             self._retriever.crop(self.window)
 
@@ -340,10 +295,10 @@ class MemoryLayer(DynamicLayer):
     def state(self) -> dict[str, Tensor]:
         """Return all that a layer needs to go on between two pieces, for :meth:`load_state`."""
         tensors = {"keys": self.keys, "values": self.values, "recent": self._retriever.recent}
-        tensors["prefix_live"] = self._prefix_live
-        tensors["sink_keys"], tensors["sink_values"] = self._sinks or (None, None)
-        tensors["prefix_keys"], tensors["prefix_values"] = self._prefix or (None, None)
-        tensors["given_keys"], tensors["given_values"] = self._given or (None, None)
+        for name, pair in (("sink", self._sinks), ("prefix", self._prefix), ("given", self._given)):
+            if pair is not None:
+                tensors |= {f"{name}_keys": pair.keys, f"{name}_values": pair.values}
+        tensors["prefix_live"] = None if self._prefix is None else self._prefix.live
         for row, found in enumerate(self.recalled.get(self.setup.index, ())):
             if found is not None:
                 tensors |= {f"recalled.{row}.{name}": value for name, value in attrs.asdict(found).items()}
@@ -360,14 +315,15 @@ class MemoryLayer(DynamicLayer):
             KeyError: something is missing from the state.
         """
 
-        def pair(name: str) -> tuple[Tensor, Tensor] | None:
-            return (state[f"{name}_keys"], state[f"{name}_values"]) if f"{name}_keys" in state else None
+        def pair(name: str) -> KeysValues | None:
+            return KeysValues(state[f"{name}_keys"], state[f"{name}_values"]) if f"{name}_keys" in state else None
 
         self.lazy_initialization(state["keys"], state["values"])
         self.keys, self.values = state["keys"], state["values"]
         self.window = window
-        self._sinks, self._prefix, self._given = pair("sink"), pair("prefix"), pair("given")
-        self._prefix_live = state["prefix_live"].cpu() if "prefix_live" in state else None
+        self._sinks, prefix, self._given = pair("sink"), pair("prefix"), pair("given")
+        live = state["prefix_live"].cpu() if "prefix_live" in state else None
+        self._prefix = None if prefix is None else Prefix(prefix.keys, prefix.values, live)
         self._retriever.recent = state.get("recent")
         rows: list[Recalled | None] = [
             Recalled(**{field: state[f"recalled.{row}.{field}"].cpu() for field in ("ids", "starts", "token_ids")})
@@ -380,20 +336,24 @@ class MemoryLayer(DynamicLayer):
 
     def move(self, device: torch.device) -> None:
         """Take everything to a device."""
-
-        def pair(tensors: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-            return None if tensors is None else (tensors[0].to(device), tensors[1].to(device))
-
         self.device = device
-        self.keys, self.values = self.keys.to(device), self.values.to(device)
-        self._sinks, self._prefix = pair(self._sinks), pair(self._prefix)
+        self._change(lambda x: x.to(device))
         if self._retriever.recent is not None:
             self._retriever.recent = self._retriever.recent.to(device)
+
+    def detach(self) -> None:
+        """Make everything data, through which no gradient passes."""
+        self._change(Tensor.detach)
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.keys, self.values = change(self.keys), change(self.values)
+        self._sinks = self._sinks and self._sinks.map(change)
+        self._prefix = None if self._prefix is None else self._prefix.map(change)
+        self._given = self._given and self._given.map(change)
 
     def copy_for(self, window: LocalWindow | None, recalled: dict[int, list[Recalled | None]]) -> MemoryLayer:
         """Return a copy for another cache; the two share no tensor that either changes in place."""
         twin = copy.copy(self)
         twin.window, twin.recalled, twin._retriever = window, recalled, copy.copy(self._retriever)
-        if self._sinks is not None:
-            twin._sinks = (self._sinks[0].clone(), self._sinks[1].clone())
+        twin._sinks = self._sinks and self._sinks.map(Tensor.clone)
         return twin
