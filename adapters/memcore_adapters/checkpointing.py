@@ -42,10 +42,12 @@ class LayerRecord:
         self._cached: tuple[Tensor, Tensor] | None = None
         self._joined: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Do what the cache does (``Cache.update``), or did."""
         if self.cache is not None:
-            all_keys, all_values = self.cache.update(keys, values, layer_idx, *args)
+            all_keys, all_values = self.cache.update(keys, values, layer_idx, *args, **kwargs)
             self._cached = _before(all_keys, keys), _before(all_values, values)
             return all_keys, all_values
         assert self._cached is not None
