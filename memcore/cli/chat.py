@@ -109,7 +109,7 @@ def _talk(chat: Chat, tokenizer: PreTrainedTokenizerBase, window: int, generatio
     interactive = sys.stdin.isatty() and console.is_terminal
     if interactive:
         known = f"It has read {chat.tokens:,} tokens so far. " if chat.tokens else ""
-        errors.print(f"{known}{_HELP}", style="dim")
+        errors.print(f"{known}{_HELP}", style="dim", soft_wrap=True)
     reply: Answer | None = None
     for line in _lines(interactive):
         said = line.strip()
