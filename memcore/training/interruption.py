@@ -44,4 +44,4 @@ class Interruption(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End training, with a checkpoint, if it was interrupted."""
         if self.came:
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True

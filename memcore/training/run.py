@@ -179,7 +179,9 @@ class _Stage:
                 trainer.evaluate()
             save_trained(model, self._result)
             self.done = True
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the next stage may have another precision
+        # The next stage may have another precision, and accelerate prepares no model a second time.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        vars(model).pop("_is_accelerate_prepared", None)
         if self._stage.gradient_checkpointing:
             getattr(model, f"{_checkpointing_name()}_disable")()
         model.eval()

@@ -141,7 +141,7 @@ def load_trained(
     elif overrides:
         raise ConfigError(f"{', '.join(sorted(overrides))}: the model has a memory, which stays as it is")
     for plan in description.plans:
-        make_trainable(found, plan)
+        make_trainable(found, plan, rounded=True)
     _put(found, weights, folder)
     return found.eval()  # type: ignore[no-any-return]
 

@@ -88,7 +88,7 @@ def history(model: Any) -> History:
     return getattr(model, _HISTORY, History())
 
 
-def make_trainable(model: Any, plan: TrainingPlan, *, seed: int = 0) -> TrainableShare:
+def make_trainable(model: Any, plan: TrainingPlan, *, seed: int = 0, rounded: bool = False) -> TrainableShare:
     """Freeze a model but for what a plan trains, in place.
 
     LoRA adapters are put into the model, which keeps its class and its memory. A second plan adds to what the first one
@@ -98,6 +98,7 @@ def make_trainable(model: Any, plan: TrainingPlan, *, seed: int = 0) -> Trainabl
         model: a decoder; wrapped if its gates are to train, or ``first_layer`` to be told by its memory.
         plan: what trains.
         seed: of the adapters' weights.
+        rounded: whether weights in half precision are taken all the same: for use, not for training.
 
     Returns:
         How much that is.
@@ -118,7 +119,9 @@ def make_trainable(model: Any, plan: TrainingPlan, *, seed: int = 0) -> Trainabl
             f"nothing to train: first_layer is {first}, and the model's layers are 0 to {len(layers) - 1}"
         )
     parameters = dict(model.named_parameters())
-    coarse = sorted({str(parameters[name].dtype) for name in kinds if parameters[name].dtype not in _FINE})
+    coarse = not rounded and sorted(
+        {str(parameters[name].dtype) for name in kinds if parameters[name].dtype not in _FINE}
+    )
     if coarse:
         raise TrainingError(
             f"weights that train are {', '.join(coarse)}, in which small steps are lost; load the model in float32 "
@@ -231,4 +234,7 @@ def _inject(model: Any, plan: TrainingPlan, targets: list[str], adapter: str, se
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.set_adapter([name for name in module.lora_A if name.startswith(_ADAPTER)])
+    for name, parameter in model.named_parameters():
+        if f".{adapter}." in name and parameter.dtype not in _FINE:
+            parameter.data = parameter.data.float()  # on half-precision weights as well
     model.train(model.training)  # new modules begin in training mode

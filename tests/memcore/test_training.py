@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import random_tokens, tiny_model
 from torch import Tensor
 from transformers import TrainingArguments
@@ -16,6 +17,7 @@ import memcore
 from memcore import MemoryConfig, TrainingError
 from memcore.training.memory_state import load_memory, save_memory
 from memcore.training.segments import BEGINS, DocumentSegments
+from memcore.training.trainable import TrainingPlan, make_trainable
 from memcore.training.trainer import MemoryTrainer
 
 SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2, query_tokens=6)
@@ -111,21 +113,16 @@ def test_memory_begins_anew_with_each_document_and_is_gone_afterwards(tmp_path: 
     assert model.memory.bank.namespaces() == []
 
 
-def frozen_below(model: Any, layer: int) -> None:
-    """Freeze the embeddings and the layers up to and including one."""
-    model.get_input_embeddings().requires_grad_(False)
-    for index in range(layer + 1):
-        model.get_decoder().layers[index].requires_grad_(False)
-
-
-def test_oracle_6_with_frozen_lower_layers_what_is_stored_does_not_drift(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [None, 4])
+def test_oracle_6_with_frozen_lower_layers_what_is_stored_does_not_drift(tmp_path: Path, rank: int | None) -> None:
     texts = documents(200, 200)
     data = DocumentSegments(texts, rows=2, segment=40)
     model = memcore.wrap(
         tiny_model("qwen3"), attrs.evolve(SMALL, memory_layer=0, layers=(0, 1), gate=True, positions="zero")
     )
-    frozen_below(model, 0)
-    model.get_decoder().layers[0].self_attn.memory_gate.requires_grad_(False)
+    make_trainable(model, TrainingPlan(lora_rank=rank))
+    gates = [model.get_decoder().layers[index].self_attn.memory_gate for index in (0, 1)]
+    assert all(gate.requires_grad for gate in gates)  # that of the memory layer does not change what it stores
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = MemoryTrainer(model, arguments(tmp_path, learning_rate=1e-2), train_dataset=data)
     trainer.train()
@@ -148,13 +145,16 @@ def test_oracle_6_with_frozen_lower_layers_what_is_stored_does_not_drift(tmp_pat
         assert torch.equal(one.keys, other.keys)
         assert torch.equal(one.values, other.values)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert any(".layers.1." in name for name in changed)
-    assert not any(".layers.0." in name or "embed" in name for name in changed)
+    lower = {"model.layers.0.self_attn.memory_gate"}
+    assert lower <= changed
+    assert any(".layers.1." in name and ("lora" in name or rank is None) for name in changed)
+    assert not any(".layers.0." in name or "embed" in name for name in changed - lower)
 
 
-def test_frozen_layers_and_memory_get_no_gradient(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [None, 4])
+def test_frozen_layers_and_memory_get_no_gradient(tmp_path: Path, rank: int | None) -> None:
     model = memcore.wrap(tiny_model("qwen3"), attrs.evolve(SMALL, memory_layer=0, layers=(1,)))
-    frozen_below(model, 0)
+    make_trainable(model, TrainingPlan(lora_rank=rank))
     trainer = MemoryTrainer(
         model, arguments(tmp_path), train_dataset=DocumentSegments(documents(80, 80), rows=2, segment=40)
     )
@@ -169,8 +169,8 @@ def test_frozen_layers_and_memory_get_no_gradient(tmp_path: Path) -> None:
     trainer.train()
     assert seen
     for names in seen:
-        assert any(".layers.1." in name for name in names)
-        assert not any(".layers.0." in name or "embed" in name for name in names)
+        assert any(".layers.1." in name and "norm" not in name for name in names)
+        assert not any(".layers.0." in name or "embed" in name or "base_layer" in name for name in names)
     chunks = [model.memory.bank.fetch(n, model.memory.bank.ids(n)) for n in model.memory.bank.namespaces()]
     assert chunks
     assert not any(each.keys.requires_grad or each.values.requires_grad for each in chunks)
@@ -193,6 +193,30 @@ def test_training_goes_on_from_a_checkpoint_in_the_middle_of_a_document(tmp_path
     resumed = train(tmp_path / "parts", resume=True)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
+
+
+def test_lora_in_bfloat16_goes_on_from_a_checkpoint_that_holds_only_what_trains(tmp_path: Path) -> None:
+    texts = documents(400, 400)
+    plan = TrainingPlan(first_layer=1, lora_rank=4, lora_dropout=0.2)
+
+    def train(folder: Path, resume: bool = False, **changes: Any) -> dict[str, Tensor]:
+        model = memcore.wrap(tiny_model("qwen3"), SMALL, gate=True)
+        make_trainable(model, plan)
+        data = DocumentSegments(texts, rows=2, segment=40)
+        options = {"save_strategy": "steps", "save_steps": 2, "bf16": True, "gradient_accumulation_steps": 2, **changes}
+        trainer = MemoryTrainer(model, arguments(folder, lr_scheduler_type="constant", **options), train_dataset=data)
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resume else None)
+        return {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", max_steps=2)
+    resumed = train(tmp_path / "parts", resume=True)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    held = load_file(tmp_path / "parts" / "checkpoint-2" / "trained.safetensors")
+    assert held.keys() == whole.keys()
+    assert not all(torch.equal(held[name], whole[name]) for name in whole)
+    assert not list((tmp_path / "parts" / "checkpoint-2").glob("model*"))
 
 
 def test_evaluation_leaves_the_memory_of_training_alone(tmp_path: Path) -> None:
