@@ -17,12 +17,13 @@ import torch
 import typer
 from machine import console as machine_console
 from machine import save, spread
-from passkey_task import reference_tokens
 from rich.table import Table
 from torch import Tensor
 
 from memcore.compression import compress, decompress
+from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
+from memcore.prompt import encode
 from memcore.reader import load_model
 
 
@@ -79,7 +80,7 @@ def main(
 
         model = str(demo_model_path())
     plain, tokenizer = load_model(model, dtype=dtype)
-    layers = keys_and_values(plain, torch.tensor([reference_tokens(tokenizer)[:tokens]]))
+    layers = keys_and_values(plain, encode(tokenizer, language_reference(), special=False)[:, :tokens])
     heads, _, width = layers[0][0].shape
     title = f"{Path(model).name}, {dtype}, {len(layers)} layers with {heads} heads of {width}"
     table = Table(

@@ -26,7 +26,6 @@ import torch
 import typer
 from machine import console as machine_console
 from machine import save
-from passkey_task import Trial, answer, make_trial, reference_tokens
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
@@ -38,12 +37,16 @@ import memcore
 from memcore import MemoryConfig
 from memcore.bank import MemoryBank
 from memcore.chunk import ChunkBatch
+from memcore.demo.text import language_reference
 from memcore.embedder import ChunkKeys, RecentQueries
 from memcore.embedders import exact_votes
 from memcore.evaluation.machine import describe_machine
+from memcore.evaluation.needles import Trial, make_trial
+from memcore.evaluation.passkey import answer
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.memory import Memory
+from memcore.prompt import encode
 from memcore.reader import load_model
 from memcore.rotary import RotaryGeometry, unrotate
 
@@ -195,7 +198,7 @@ def main(
 
         model = str(demo_model_path())
     plain, tokenizer = load_model(model, dtype=dtype)
-    text = reference_tokens(tokenizer)
+    text = encode(tokenizer, language_reference(), special=False)[0].tolist()
     depths = [0.1, 0.3, 0.5, 0.7, 0.9]
     made = [
         make_trial(tokenizer, text, tokens=tokens, depth=depths[i % 5], seed=i) for i in range(max(documents, trials))
@@ -233,7 +236,7 @@ def main(
             memcore.wrap(plain, config)
             begun, found = time.perf_counter(), 0
             for trial in made[:trials]:
-                found += trial.key in answer(plain, tokenizer, trial)
+                found += trial.key in answer(plain, tokenizer, trial.ids)
                 progress.advance(task)
             results[name] |= {"found": found, "trials": trials, "seconds": (time.perf_counter() - begun) / trials}
             memcore.unwrap(plain)

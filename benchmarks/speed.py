@@ -19,13 +19,14 @@ import torch
 import typer
 from machine import console as machine_console
 from machine import save, spread
-from passkey_task import reference_tokens
 from rich.table import Table
 from torch import Tensor
 from transformers import DynamicCache
 
 import memcore
+from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
+from memcore.prompt import encode
 from memcore.reader import load_model
 
 
@@ -120,7 +121,7 @@ def main(
 
         model = str(demo_model_path())
     plain, tokenizer = load_model(model, dtype=dtype)
-    text = reference_tokens(tokenizer)
+    text = encode(tokenizer, language_reference(), special=False)[0].tolist()
     ids = torch.tensor([(text * (1 + max(tokens) // len(text)))[: max(tokens)]])
     console = machine_console()
     name = f"{Path(model).name}, {dtype}, window {window}"

@@ -11,24 +11,14 @@ from typing import Any, Final
 import attrs
 from torch import Tensor
 
-from memcore.adapter import unwrap, wrap
 from memcore.config import MemoryConfig
 from memcore.errors import EvaluationError
 from memcore.evaluation.losses import Progress, Span, cached_losses, windowed_losses
 from memcore.evaluation.record import Record
+from memcore.evaluation.ways import PIECE, WAYS, check_ways, memory_for, read_as
 
-WAYS: Final = {
-    "chunks": "the plain model, one window after the other",
-    "window": "the plain model, a window that slides by half of itself",
-    "full": "full attention",
-    "streaming": "the window and the first tokens (sinks), no memory",
-    "random": "memory, chunks by chance",
-    "memory": "memory",
-}
-"""Ways of reading a text. ``memory:NAME`` is memory with another backend."""
-
-_PIECE: Final = 1024
-"""Tokens that full attention reads at a time."""
+PERPLEXITY_WAYS: Final = {"chunks": "the plain model, one window after the other", **WAYS}
+"""Ways of reading a text here. The window slides by half of itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,36 +51,13 @@ def spans_for(contexts: Sequence[int], scored: int) -> list[Span]:
     return [(context - scored, context) for context in sorted(contexts)]
 
 
-def config_for(way: str, config: MemoryConfig) -> MemoryConfig | None:
-    """Return the memory that a way of reading has, or None.
-
-    Raises:
-        EvaluationError: there is no such way.
-    """
-    name, _, backend = way.partition(":")
-    if name not in WAYS or (backend and name != "memory"):
-        raise EvaluationError(f"no way of reading {way!r}; there are {', '.join(WAYS)} and memory:BACKEND")
-    if name == "streaming":
-        return attrs.evolve(config, layers=(), memory_layer=None)
-    if name == "random":
-        return attrs.evolve(config, embedder="random", embedder_options={}, rerank=0)
-    if name == "memory":
-        return attrs.evolve(config, backend=backend, backend_options={}) if backend else config
-    return None
-
-
 @contextmanager
 def _reading(model: Any, way: str, config: MemoryConfig) -> Iterator[Callable[..., Tensor]]:
     """Yield what gives the losses of a text read that way: a function of ids, spans and progress."""
-    memory = config_for(way, config)
-    if memory is not None:
-        wrap(model, memory)
-        try:
-            yield lambda ids, spans, progress: cached_losses(model, ids, spans, piece=_PIECE, progress=progress)
-        finally:
-            unwrap(model)
-    elif way == "full":
-        yield lambda ids, spans, progress: cached_losses(model, ids, spans, piece=_PIECE, progress=progress)
+    memory = memory_for(way, config, known=PERPLEXITY_WAYS)
+    if memory is not None or way == "full":
+        with read_as(model, way, config):
+            yield lambda ids, spans, progress: cached_losses(model, ids, spans, piece=PIECE, progress=progress)
     else:
         window, stride = config.window, config.window if way == "chunks" else config.window // 2
         yield lambda ids, spans, progress: windowed_losses(
@@ -116,7 +83,7 @@ def perplexity(
     Args:
         model: not wrapped.
         ids: ``[1, T]`` token ids, at least as many as the longest context.
-        way: one of :data:`WAYS`.
+        way: one of :data:`PERPLEXITY_WAYS`.
         config: the memory's; its window is that of every way that has one.
         contexts: lengths of context, in tokens.
         scored: tokens scored at the end of each.
@@ -155,15 +122,14 @@ def evaluate(
     Args:
         model: not wrapped.
         texts: token ids ``[1, T]`` by name.
-        ways: see :data:`WAYS`.
+        ways: see :data:`PERPLEXITY_WAYS`.
         config: the memory's.
         contexts: lengths of context, in tokens.
         scored: tokens scored at the end of each.
         record: where results go, as ``text / way``.
         progress: given what is read, returns what is told how far it is.
     """
-    for way in ways:
-        config_for(way, config)  # a misspelt one is found before hours of work
+    check_ways(ways, config, known=PERPLEXITY_WAYS)
     for name, ids in texts.items():
         for way in ways:
             key = f"{name} / {way}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +21,23 @@ def canvas(title: str) -> tuple[Figure, Axes]:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
+    figure, (axes,) = panels(title, 1, height=4.5)
+    return figure, axes
+
+
+def panels(title: str, count: int, *, height: float) -> tuple[Figure, list[Axes]]:
+    """Return an empty picture ``height`` inches high, and its panels from left to right.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError('pictures need matplotlib: pip install "memcore-llm[eval]"') from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    return figure, axes
+    figure = Figure(figsize=(max(7, 2.5 * count), height), layout="constrained")
+    figure.suptitle(title)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def plot_over_context(path: Path, table: Mapping[str, Mapping[int, float]], *, title: str, value: str) -> None:
@@ -49,4 +60,33 @@ def plot_over_context(path: Path, table: Mapping[str, Mapping[int, float]], *, t
     axes.set_ylabel(value)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def plot_heat_maps(
+    path: Path, tables: Mapping[str, Mapping[float, Mapping[int, float]]], *, title: str, value: str
+) -> None:
+    """Draw one map for each way of reading: depth downwards, length to the right.
+
+    Args:
+        path: of the picture, ``.png`` or ``.svg``.
+        tables: values from 0 to 1 by way, depth and length in tokens; what is missing stays white.
+        title: of the picture.
+        value: what the values are.
+    """
+    depths = sorted({depth for table in tables.values() for depth in table})
+    lengths = sorted({length for table in tables.values() for row in table.values() for length in row})
+    figure, axes = panels(title, len(tables), height=max(2.5, 1.5 + 0.35 * len(depths)))
+    for each, (way, table) in zip(axes, tables.items(), strict=True):
+        values = [[table.get(depth, {}).get(length, math.nan) for length in lengths] for depth in depths]
+        picture = each.imshow(values, vmin=0, vmax=1, cmap="RdYlBu", aspect="auto")
+        for row, column in itertools.product(range(len(depths)), range(len(lengths))):
+            if not math.isnan(values[row][column]):
+                each.text(column, row, f"{values[row][column]:.0%}", ha="center", va="center", fontsize=8)
+        each.set_title(way)
+        each.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=45, ha="right")
+        each.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths] if each is axes[0] else [])
+        each.set_xlabel("length, tokens")
+    axes[0].set_ylabel("depth")
+    figure.colorbar(picture, ax=axes, label=value)
     figure.savefig(path, dpi=150)

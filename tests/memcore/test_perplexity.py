@@ -17,14 +17,14 @@ import memcore
 from memcore import EvaluationError, MemoryConfig
 from memcore.evaluation import perplexity as module
 from memcore.evaluation.losses import cached_losses
-from memcore.evaluation.perplexity import WAYS, evaluate, perplexity, summary
+from memcore.evaluation.perplexity import PERPLEXITY_WAYS, evaluate, perplexity, summary
 from memcore.evaluation.record import Record
 
 SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2)
 TEXT = random_tokens(1, 160, seed=1)
 
 
-@pytest.mark.parametrize("way", [*WAYS, "memory:hnswlib"])
+@pytest.mark.parametrize("way", [*PERPLEXITY_WAYS, "memory:hnswlib"])
 def test_every_way_gives_the_mean_loss_of_the_same_tokens(way: str) -> None:
     if "hnswlib" in way:
         pytest.importorskip("hnswlib", reason="hnswlib is not installed")
