@@ -159,6 +159,9 @@ class MemoryLayer(DynamicLayer):
         window, size = self._running(), self.setup.config.chunk_size
         keys = self.keys[row, :, begin:end].detach()  # [H, n * C, D]
         values = self.values[row, :, begin:end].detach()
+        # Under autocast a rotation may leave keys in float32 beside values in half precision.
+        dtype = torch.promote_types(keys.dtype, values.dtype)
+        keys, values = keys.to(dtype), values.to(dtype)
         positions = window.columns.positions[row, begin:end]
         plain = keys.float() if self.setup.geometry is None else unrotate(keys, positions, self.setup.geometry)
 
