@@ -17,6 +17,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import causal_mask_function
 
+from memcore.cache_argument import NEW, OLD, cache_argument
+
 INTERFACE = "adapters/memcore_adapters/interface.py"
 FORWARD = "adapters/memcore_adapters/forward.py"
 DELEGATE = "adapters/memcore_adapters/delegate.py"
@@ -61,6 +63,17 @@ def check_parameters(function: Callable[..., Any], names: list[str], where: str,
     if takes[: len(names)] != names:
         name = getattr(function, "__qualname__", repr(function))
         raise ContractError(f"{name} takes ({', '.join(takes)}), no longer ({', '.join(names)}, ...)", where, advice)
+
+
+def check_cache_argument(function: Callable[..., Any]) -> None:
+    """Check that a forward, or ``generate()``, takes its cache by a name that memcore knows."""
+    takes = list(inspect.signature(function).parameters)
+    if cache_argument(function) not in takes:
+        raise ContractError(
+            f"{getattr(function, '__qualname__', repr(function))} takes ({', '.join(takes)}): neither {OLD} nor {NEW}",
+            "memcore/cache_argument.py",
+            "add the new name there; forward.py, checkpointing.py and stablelm.py of the adapters look for it, too",
+        )
 
 
 def check_registry(registry: Any, name: str) -> None:

@@ -87,6 +87,12 @@ def test_parameters(function: Callable[..., Any], names: list[str], where: str) 
     contract.check_parameters(function, names, where, "adapt what overrides or calls it there")
 
 
+def test_the_cache_goes_by_a_known_name() -> None:
+    model = tiny_model("llama")
+    for function in (model.forward, model.get_decoder().forward):
+        contract.check_cache_argument(function)
+
+
 def test_registries() -> None:
     contract.check_registry(ALL_ATTENTION_FUNCTIONS, "memcore_canary")
     contract.check_registry(ALL_MASK_ATTENTION_FUNCTIONS, "memcore_canary")
@@ -135,6 +141,12 @@ def test_a_changed_signature_is_named() -> None:
     wanted = ["key_states", "value_states"]
     says = r"update takes \(keys, values, cache_kwargs\), no longer \(key_states, value_states, ...\)"
     fails(says, contract.check_parameters, update, wanted, contract.LAYER, "adapt MemoryLayer.update to it")
+
+
+def test_a_renamed_cache_is_named() -> None:
+    def forward(input_ids: Tensor, kv: Any = None) -> None: ...
+
+    fails("neither past_key_values nor cache", contract.check_cache_argument, forward)
 
 
 def test_a_changed_registry_is_named() -> None:
