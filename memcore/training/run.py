@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -211,6 +212,7 @@ class _Stage:
             eval_steps=stage.evaluate_every,
             eval_on_start=evaluated and fresh,
             use_cpu=self._config.device == "cpu",
+            dataloader_pin_memory=self._config.device != "cpu" and torch.cuda.is_available(),
             seed=self._config.seed,
             disable_tqdm=True,
             report_to="none",

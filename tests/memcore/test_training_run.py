@@ -38,20 +38,33 @@ UPPER = StageConfig(
 TEXT = random_tokens(1, 100, seed=170)
 
 
-@pytest.fixture
-def config(tiny_folder: str, tmp_path: Path) -> TrainingConfig:
-    (tmp_path / "trained.txt").write_text(" ".join(f"w{n * n % 23}" for n in range(400)))
-    (tmp_path / "held out.txt").write_text(" ".join(f"w{(n * n + n) % 23}" for n in range(100)))
+def configuration(model: str, folder: Path) -> TrainingConfig:
+    """Write two texts into a folder, and return a training of two stages on the one that measures by the other."""
+    (folder / "trained.txt").write_text(" ".join(f"w{n * n % 23}" for n in range(400)))
+    (folder / "held out.txt").write_text(" ".join(f"w{(n * n + n) % 23}" for n in range(100)))
     return TrainingConfig(
-        model=tiny_folder,
-        documents=(str(tmp_path / "trained.txt"),),
-        evaluation=(str(tmp_path / "held out.txt"),),
-        output=tmp_path / "out",
+        model=model,
+        documents=(str(folder / "trained.txt"),),
+        evaluation=(str(folder / "held out.txt"),),
+        output=folder / "out",
         memory=MEMORY,
         data=DataConfig(segment=40, max_tokens=360),
         stages=(WARM_UP, UPPER),
         device="cpu",
     )
+
+
+@pytest.fixture
+def config(tiny_folder: str, tmp_path: Path) -> TrainingConfig:
+    return configuration(tiny_folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
+    """A training that is done, which others are compared with."""
+    config = configuration(tiny_folder, tmp_path_factory.mktemp("uninterrupted"))
+    assert train(config).finished
+    return config
 
 
 def weights(config: TrainingConfig) -> dict[str, torch.Tensor]:
@@ -107,11 +120,10 @@ def test_two_stages_train_and_load_with_one_call(config: TrainingConfig, tiny_fo
 
 @pytest.mark.parametrize(("stage", "tokens", "steps"), [("warm-up", 80, 3), ("warm-up", 160, 4), ("upper", 80, 2)])
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
-    config: TrainingConfig, tmp_path: Path, stage: str, tokens: int, steps: int
+    uninterrupted: TrainingConfig, tmp_path: Path, stage: str, tokens: int, steps: int
 ) -> None:
-    train(config)
-    want, lines = weights(config), (config.output / "log.jsonl").read_text()
-    again = attrs.evolve(config, output=tmp_path / "again")
+    want, lines = weights(uninterrupted), (uninterrupted.output / "log.jsonl").read_text()
+    again = attrs.evolve(uninterrupted, output=tmp_path / "again")
     handler = signal.getsignal(signal.SIGINT)
     result = train(again, progress=interrupt_at(tokens, stage))
     assert not result.finished
