@@ -11,7 +11,7 @@ import pytest
 from cli_runner import run
 
 import memcore
-from memcore.training import run as module
+from memcore.training import stage as module
 
 
 @pytest.fixture

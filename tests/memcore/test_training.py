@@ -219,6 +219,21 @@ def test_lora_in_bfloat16_goes_on_from_a_checkpoint_that_holds_only_what_trains(
     assert not list((tmp_path / "parts" / "checkpoint-2").glob("model*"))
 
 
+def test_the_best_weights_can_be_the_ones_to_stay(tmp_path: Path) -> None:
+    model = memcore.wrap(tiny_model("llama"), SMALL)
+    make_trainable(model, TrainingPlan(first_layer=1))
+    data = DocumentSegments(documents(160, 160), rows=2, segment=40)
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+               "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}  # fmt: skip
+    trainer = MemoryTrainer(model, arguments(tmp_path, **options), train_dataset=data, eval_dataset=data)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")  # for the test, the worst is best
+    held = load_file(tmp_path / "checkpoint-1" / "trained.safetensors")
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in held.items())
+
+
 def test_evaluation_leaves_the_memory_of_training_alone(tmp_path: Path) -> None:
     texts = documents(160, 160)
     results = []

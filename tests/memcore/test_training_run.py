@@ -204,6 +204,14 @@ def test_texts_that_are_evaluated_on_are_never_trained_on(config: TrainingConfig
     assert not config.output.exists()
 
 
+@pytest.mark.parametrize("field", ["documents", "evaluation"])
+def test_texts_that_are_too_short_are_named(config: TrainingConfig, tmp_path: Path, field: str) -> None:
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    change: dict[str, Any] = {field: (str(tmp_path / "short.txt"),)}
+    with pytest.raises(TrainingError, match=f"{field}: 1 documents have 0 segments of 40"):
+        train(attrs.evolve(config, **change))
+
+
 def test_a_line_that_was_cut_off_is_no_harm(tmp_path: Path) -> None:
     log = TrainingLog(tmp_path / "log.jsonl")
     for step in (1, 2, 3):
