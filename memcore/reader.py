@@ -196,6 +196,16 @@ class Reader:
             self._tokenizer,
             read=self._read,
             question=question,
-            cache=copy.deepcopy(self._cache),
+            cache=self.cache(),
             max_new_tokens=max_new_tokens,
         )
+
+    def cache(self) -> Any:
+        """Return ``past_key_values`` to go on with from what was read, which stays as it is.
+
+        Raises:
+            UnsupportedInputError: nothing was read yet.
+        """
+        if self._cache is None:
+            raise UnsupportedInputError("nothing was read yet: read(...) a text first")
+        return copy.deepcopy(self._cache)

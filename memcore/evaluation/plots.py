@@ -90,3 +90,27 @@ def plot_heat_maps(
     axes[0].set_ylabel("depth")
     figure.colorbar(picture, ax=axes, label=value)
     figure.savefig(path, dpi=150)
+
+
+def plot_bars(path: Path, table: Mapping[str, Mapping[str, tuple[float, float]]], *, title: str, value: str) -> None:
+    """Draw a group of bars for each row, one bar for each way of reading, with what it may be off by.
+
+    Args:
+        path: of the picture, ``.png`` or ``.svg``.
+        table: value, from 0 to 1, and its standard error (NaN for none) by row and way.
+        title: of the picture.
+        value: what the values are.
+    """
+    figure, axes = canvas(title)
+    ways = list(next(iter(table.values())))
+    wide = 0.8 / len(ways)
+    for number, way in enumerate(ways):
+        places = [row + (number - (len(ways) - 1) / 2) * wide for row in range(len(table))]
+        means, errors = zip(*(values[way] for values in table.values()), strict=True)
+        axes.bar(places, means, width=wide, label=way, yerr=errors, capsize=2)
+    axes.set_xticks(range(len(table)), list(table))
+    axes.set_ylim(0, 1)
+    axes.set_ylabel(value)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

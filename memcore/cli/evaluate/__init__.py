@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from memcore.cli.evaluate.icl import icl
 from memcore.cli.evaluate.passkey import passkey
 from memcore.cli.evaluate.ppl import ppl
 
 app = typer.Typer(no_args_is_help=True, help="Measure what memory is worth: results as JSON, a table and a picture.")
 app.command()(ppl)
 app.command()(passkey)
+app.command()(icl)
 
 __all__ = ["app"]
