@@ -16,6 +16,7 @@ from memcore.config import MemoryConfig
 from memcore.errors import ConfigError, TrainingError
 from memcore.gate import GATE
 from memcore.options import structure_options, unstructure
+from memcore.training.merging import merge_lora
 from memcore.training.trainable import INSIDE_LORA, TrainingPlan, history, make_trainable
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def load_trained(
     folder: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    merge: bool = False,
     **arguments: Any,
 ) -> PreTrainedModel:
     """Give a model the memory and the weights that it was trained with.
@@ -108,11 +110,13 @@ def load_trained(
         folder: where ``memcore train``, a :class:`~memcore.training.trainer.MemoryTrainer` or
             :func:`~memcore.training.saved.save_trained` wrote.
         tokenizer: as in :func:`memcore.wrap`.
+        merge: whether LoRA becomes a part of the weights that it is put on. The model is an ordinary one then, which is
+            faster, and which ``save_pretrained`` writes and :func:`memcore.from_pretrained` loads.
         **arguments: fields of :class:`~memcore.MemoryConfig` that take precedence over those saved; for a name, all
             others go to ``AutoModelForCausalLM.from_pretrained``, e.g. ``dtype="bfloat16"``.
 
     Returns:
-        The model, for evaluation and with nothing frozen or trainable but as in training.
+        The model, in evaluation mode.
 
     Raises:
         TrainingError: there are no trained weights in the folder, they are of another model, or the model has been
@@ -143,6 +147,8 @@ def load_trained(
     for plan in description.plans:
         make_trainable(found, plan, rounded=True)
     _put(found, weights, folder)
+    if merge:
+        merge_lora(found)
     return found.eval()  # type: ignore[no-any-return]
 
 

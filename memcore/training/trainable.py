@@ -17,7 +17,9 @@ from memcore.gate import GATE
 INSIDE_LORA: Final = ".base_layer"
 """What LoRA puts into the names of the weights that it is put on."""
 
-_ADAPTER: Final = "memcore_"
+ADAPTER: Final = "memcore_"
+"""Beginning of the names of LoRA adapters; the number of the stage follows."""
+
 _HISTORY: Final = "_memcore_training"
 
 
@@ -88,6 +90,11 @@ def history(model: Any) -> History:
     return getattr(model, _HISTORY, History())
 
 
+def forget_history(model: Any) -> None:
+    """Forget what :func:`make_trainable` has done to a model that is now as if nothing had been."""
+    vars(model).pop(_HISTORY, None)
+
+
 def make_trainable(model: Any, plan: TrainingPlan, *, seed: int = 0, rounded: bool = False) -> TrainableShare:
     """Freeze a model but for what a plan trains, in place.
 
@@ -130,7 +137,7 @@ def make_trainable(model: Any, plan: TrainingPlan, *, seed: int = 0, rounded: bo
     before = history(model)
     names = before.names
     if targets:
-        adapter = f"{_ADAPTER}{len(before.plans) + 1}"
+        adapter = f"{ADAPTER}{len(before.plans) + 1}"
         _inject(model, plan, targets, adapter, seed)
         parameters = dict(model.named_parameters())
         names = frozenset(name if name in parameters else _inside(name) for name in names)
@@ -227,13 +234,15 @@ def _inject(model: Any, plan: TrainingPlan, targets: list[str], adapter: str, se
         target_modules=targets,
         fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
     )
+    active = {id(each): list(each.active_adapters) for each in model.modules() if isinstance(each, LoraLayer)}
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the stage before
         inject_adapter_in_model(config, model, adapter)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            module.set_adapter([name for name in module.lora_A if name.startswith(_ADAPTER)])
+            # The ones before go on; peft would let them rest, where the new one is not, too.
+            module.set_adapter(active.get(id(module), []) + [adapter] * (adapter in module.lora_A))
     for name, parameter in model.named_parameters():
         if f".{adapter}." in name and parameter.dtype not in _FINE:
             parameter.data = parameter.data.float()  # on half-precision weights as well

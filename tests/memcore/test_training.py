@@ -223,8 +223,9 @@ def test_the_best_weights_can_be_the_ones_to_stay(tmp_path: Path) -> None:
     model = memcore.wrap(tiny_model("llama"), SMALL)
     make_trainable(model, TrainingPlan(first_layer=1))
     data = DocumentSegments(documents(160, 160), rows=2, segment=40)
-    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
-               "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}  # fmt: skip
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    options: dict[str, Any] = {**steps, **best}
     trainer = MemoryTrainer(model, arguments(tmp_path, **options), train_dataset=data, eval_dataset=data)
     trainer.train()
     assert trainer.state.global_step == 4

@@ -84,6 +84,50 @@ def test_only_what_was_trained_is_saved(tmp_path: Path, plans: tuple[TrainingPla
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trained.json", "trained.safetensors"]
 
 
+@pytest.mark.parametrize("plans", [(WARM_UP, UPPER), (WARM_UP, TrainingPlan()), (TrainingPlan(),)])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_merged_it_is_an_ordinary_model_that_is_saved_as_such(
+    tmp_path: Path, family: str, plans: tuple[TrainingPlan, ...]
+) -> None:
+    model = trained(family, plans)
+    save_trained(model, tmp_path / "trained")
+    merged: Any = memcore.load_trained(tiny_model(family), tmp_path / "trained", merge=True)
+    torch.testing.assert_close(logits(merged), logits(model), atol=1e-4, rtol=0)
+    assert set(merged.state_dict()) == set(memcore.wrap(tiny_model(family), CONFIG).state_dict())
+    merged.save_pretrained(tmp_path / "whole")
+    again: Any = memcore.from_pretrained(tmp_path / "whole")
+    assert all(torch.equal(value, merged.state_dict()[name]) for name, value in again.state_dict().items())
+    torch.testing.assert_close(logits(again), logits(merged), atol=1e-5, rtol=0)
+    assert again.memory.config == CONFIG
+    make_trainable(again, UPPER)  # from the beginning
+
+
+def test_adapters_of_others_stay_active_and_are_not_merged(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> Any:
+        torch.manual_seed(0)
+        targets = ["q_proj", "gate_proj"]
+        config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
+        return peft.get_peft_model(tiny_model("llama"), config).eval()
+
+    model = memcore.wrap(adapted(), CONFIG)
+    before = logits(model)
+    make_trainable(model, UPPER)
+    assert torch.equal(logits(model), before)
+    assert not any("default" in name for name, each in model.named_parameters() if each.requires_grad)
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.requires_grad:
+                each.add_(0.05)
+    save_trained(model, tmp_path)
+    assert torch.equal(logits(memcore.load_trained(adapted(), tmp_path)), logits(model))
+    with pytest.raises(TrainingError, match="adapters that are not memcore's: default"):
+        memcore.load_trained(adapted(), tmp_path, merge=True)
+    with pytest.raises(TrainingError, match="trained on another model"):
+        memcore.load_trained(tiny_model("llama"), tmp_path)
+
+
 def test_a_name_is_loaded_first_with_arguments_for_that(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "base")
     model = memcore.wrap(memcore.unwrap(memcore.from_pretrained(tmp_path / "base")), CONFIG)
