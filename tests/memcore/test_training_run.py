@@ -145,7 +145,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
 def test_a_second_interrupt_is_at_once_and_the_latest_whole_checkpoint_serves(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
-    one_stage = attrs.evolve(config, stages=(attrs.evolve(UPPER, log_every=2),))
+    one_stage = attrs.evolve(config, stages=(UPPER,))
     train(one_stage)
     want = weights(one_stage)
     again = attrs.evolve(one_stage, output=tmp_path / "again")
@@ -167,6 +167,8 @@ def test_a_second_interrupt_is_at_once_and_the_latest_whole_checkpoint_serves(
     assert train(again).finished
     for name, value in want.items():
         assert torch.equal(weights(again)[name], value), name
+    lines = map(json.loads, (again.output / "log.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]  # the third, which was lost, once
 
 
 def test_the_loss_goes_down_on_a_text_that_repeats_itself(config: TrainingConfig, tmp_path: Path) -> None:
