@@ -13,6 +13,8 @@ from torch import Tensor
 from memcore.adapter import unwrap, wrap
 from memcore.config import MemoryConfig
 from memcore.errors import EvaluationError
+from memcore.options import structure_options
+from memcore.plugins import registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,13 +57,18 @@ def memory_for(way: str, config: MemoryConfig, *, known: Mapping[str, str] = WAY
 
 
 def check_ways(ways: Sequence[str], config: MemoryConfig, *, known: Mapping[str, str] = WAYS) -> None:
-    """Find a misspelt way before hours of work.
+    """Find before hours of work what could not be done after them.
 
     Raises:
         EvaluationError: there is no such way, or one is given twice.
+        ConfigError: there is no such backend, or its options are wrong.
+        MissingDependencyError: it needs a package that is not installed.
     """
     for way in ways:
-        memory_for(way, config, known=known)
+        memory = memory_for(way, config, known=known)
+        if memory is not None:
+            backend = registry().load_component("backends", memory.backend)
+            structure_options(backend.Options, memory.backend_options, f"backend_options of {memory.backend!r}")
     if len(set(ways)) < len(ways):
         raise EvaluationError(f"every way of reading is to be given once; got {', '.join(ways)}")
 

@@ -176,6 +176,8 @@ def test_the_command_writes_tables_json_and_heat_maps(tiny_folder: str, tmp_path
         (["--needles", "many"], "needles are one of"),
         (["--way", "chunks"], "no way of reading 'chunks'"),
         (["--way", "full", "--way", "full"], "given once"),
+        (["--way", "memory:nowhere"], "nowhere"),
+        (["--way", "memory", "--set", "backend_options.paht=x"], "backend_options of 'exact'"),
     ],
 )
 def test_the_command_says_what_is_wrong(tiny_folder: str, tmp_path: Path, more: list[str], says: str) -> None:
