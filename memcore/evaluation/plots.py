@@ -112,5 +112,5 @@ def plot_bars(path: Path, table: Mapping[str, Mapping[str, tuple[float, float]]]
     axes.set_ylim(0, 1)
     axes.set_ylabel(value)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)

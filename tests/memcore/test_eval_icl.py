@@ -167,25 +167,35 @@ def test_every_way_labels_the_same_items_after_what_it_may_see(tmp_path: Path, m
     assert len(read[1]) > SMALL.window > len(read[0])
 
 
-def test_the_label_is_the_likeliest_and_a_test_item_meets_no_other(tmp_path: Path) -> None:
+def test_the_label_is_the_likeliest_and_a_test_item_meets_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer, small = tiny_model("llama"), character_tokenizer(), task()
-    protocol = Protocol(demonstrations=3, shots=3, items=6, seeds=2)
+    found: list[list[float]] = []
+
+    def scoring(*given: Any) -> list[float]:
+        found.append(log_probabilities(*given))
+        return found[-1]
+
+    monkeypatch.setattr(module, "log_probabilities", scoring)
+    protocol = Protocol(demonstrations=3, shots=3, items=4, seeds=2)
     record = Record(tmp_path / "icl.json", "icl", {})
     evaluate(model, tokenizer, small, ["full"], config=SMALL, protocol=protocol, record=record)
-    tests, given = draw_tests(small, 6), record.results["seed 1 / full"]["given"]
+    tests, given = draw_tests(small, 4), record.results["seed 1 / full"]["given"]
     before, shots = draw_demonstrations(small, tests, (3, 3), 1)
     shown = "".join(map(small.show, (*before, *shots)))
-    for test, label in zip(tests, given, strict=True):
-        scores = {}
-        for each, word in WORDS.items():
+    for test, label, scores in zip(tests, given, found[4:], strict=True):
+        expected = []
+        for word in WORDS.values():
             ids = encode(tokenizer, f"{shown}{small.ask(test)} {word}", special=False)
             with torch.no_grad():
                 rows = model(ids).logits[0].log_softmax(dim=-1)
             places = range(ids.shape[1] - len(word) - 1, ids.shape[1])
-            scores[each] = sum(float(rows[place - 1, ids[0, place]]) for place in places)
-        assert label == max(scores, key=lambda each: scores[each])
+            expected.append(sum(float(rows[place - 1, ids[0, place]]) for place in places))
+        assert scores == pytest.approx(expected, abs=1e-3)
+        assert label == list(WORDS)[expected.index(max(expected))]
     right = sum(test.label == label for test, label in zip(tests, given, strict=True))
-    assert record.results["seed 1 / full"]["accuracy"] == right / 6
+    assert record.results["seed 1 / full"]["accuracy"] == right / 4
 
 
 def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,21 @@ def test_the_likeliest_option_and_the_generated_words_are_judged(
     assert summary(record.results, ["full"], asked) == {"full": 0.5}
 
 
+@pytest.mark.parametrize("way", ["full", "memory"])
+def test_a_question_meets_no_other(tmp_path: Path, way: str) -> None:
+    before = Question(question="And who was he?", answers=("Rome",), options=CHOICE.options)
+
+    def asked(*questions: Question) -> Any:
+        record = Record(tmp_path / f"{len(questions)}.json", "qa", {})
+        evaluate(
+            tiny_model("llama"), character_tokenizer(), TEXT, questions, [way], config=SMALL, record=record,
+            max_new_tokens=3,
+        )  # fmt: skip
+        return record.results[f"{way} / {CHOICE.question}"]["scores"]
+
+    assert asked(before, OPEN, CHOICE) == asked(CHOICE)
+
+
 def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
