@@ -40,7 +40,13 @@ PathOption = Annotated[
 
 
 def memory_config(
-    file: str, settings: Iterable[str] | None = (), *, path: str = "", read_only: bool = False, **fields: object
+    file: str,
+    settings: Iterable[str] | None = (),
+    *,
+    path: str = "",
+    read_only: bool = False,
+    base: MemoryConfig | None = None,
+    **fields: object,
 ) -> MemoryConfig:
     """Make a configuration from a file, if one is given, and what was given beside it, which takes precedence.
 
@@ -49,12 +55,14 @@ def memory_config(
         settings: ``field=value`` or ``field.option=value``, the value as JSON, or else taken as text.
         path: folder of a memory on disk; empty for none.
         read_only: whether to open that for reading only.
+        base: what to start from without a file; None for the defaults.
         **fields: fields by name; None for what was not given.
 
     Raises:
         ConfigError: something in it cannot be used.
     """
-    values: dict[str, Any] = MemoryConfig.from_file(file).to_dict() if file else {}
+    start = MemoryConfig.from_file(file) if file else base
+    values: dict[str, Any] = {} if start is None else start.to_dict()
     if path:
         values |= {"backend": ON_DISK} if values.get("backend", "exact") == "exact" else {}
         values["backend_options"] = {**values.get("backend_options", {}), "path": path}

@@ -63,7 +63,7 @@ def evaluate(
     The label is the one whose word is likeliest, by the sum of its tokens' log-probabilities.
 
     Args:
-        model: not wrapped.
+        model: wrapped or not, see :func:`memcore.evaluation.ways.read_as`.
         tokenizer: the model's.
         task: what to label.
         ways: see :data:`memcore.evaluation.ways.WAYS`.

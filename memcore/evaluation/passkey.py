@@ -81,7 +81,7 @@ def evaluate(
     Every way gets the same prompts, and every prompt an empty memory.
 
     Args:
-        model: not wrapped.
+        model: wrapped or not, see :func:`memcore.evaluation.ways.read_as`.
         tokenizer: the model's.
         text: token ids in which to hide keys, without special ones.
         ways: see :data:`memcore.evaluation.ways.WAYS`.

@@ -54,15 +54,15 @@ def spans_for(contexts: Sequence[int], scored: int) -> list[Span]:
 @contextmanager
 def _reading(model: Any, way: str, config: MemoryConfig) -> Iterator[Callable[..., Tensor]]:
     """Yield what gives the losses of a text read that way: a function of ids, spans and progress."""
-    memory = memory_for(way, config, known=PERPLEXITY_WAYS)
-    if memory is not None or way == "full":
-        with read_as(model, way, config):
+    memory_for(way, config, known=PERPLEXITY_WAYS)  # there is such a way
+    strides = {"chunks": config.window, "window": config.window // 2}
+    with read_as(model, "window" if way in strides else way, config):
+        if way in strides:
+            yield lambda ids, spans, progress: windowed_losses(
+                model, ids, spans, window=config.window, stride=strides[way], progress=progress
+            )
+        else:
             yield lambda ids, spans, progress: cached_losses(model, ids, spans, piece=PIECE, progress=progress)
-    else:
-        window, stride = config.window, config.window if way == "chunks" else config.window // 2
-        yield lambda ids, spans, progress: windowed_losses(
-            model, ids, spans, window=window, stride=stride, progress=progress
-        )
 
 
 def perplexity(
@@ -81,7 +81,7 @@ def perplexity(
     them sees a token after itself.
 
     Args:
-        model: not wrapped.
+        model: wrapped or not, see :func:`memcore.evaluation.ways.read_as`.
         ids: ``[1, T]`` token ids, at least as many as the longest context.
         way: one of :data:`PERPLEXITY_WAYS`.
         config: the memory's; its window is that of every way that has one.
@@ -120,7 +120,7 @@ def evaluate(
     """Score every text in every way, and keep each result in the record; what is there already is not done again.
 
     Args:
-        model: not wrapped.
+        model: wrapped or not, see :func:`memcore.evaluation.ways.read_as`.
         texts: token ids ``[1, T]`` by name.
         ways: see :data:`PERPLEXITY_WAYS`.
         config: the memory's.

@@ -48,7 +48,7 @@ def evaluate(
     question with options is answered by the likeliest one, any other by what the model generates.
 
     Args:
-        model: not wrapped.
+        model: wrapped or not, see :func:`memcore.evaluation.ways.read_as`.
         tokenizer: the model's. With a chat template text and question are a message of the user.
         text: what is asked about.
         questions: what is asked.

@@ -13,6 +13,7 @@ from torch import Tensor
 from memcore.adapter import unwrap, wrap
 from memcore.config import MemoryConfig
 from memcore.errors import EvaluationError
+from memcore.gate import GATE
 from memcore.options import structure_options
 from memcore.plugins import registry
 
@@ -77,16 +78,40 @@ def check_ways(ways: Sequence[str], config: MemoryConfig, *, known: Mapping[str,
 def read_as(
     model: Any, way: str, config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[None]:
-    """Give a plain model the memory of a way of reading, if that has one, while in this context."""
-    memory = memory_for(way, config)
-    if memory is None:
-        yield
-        return
-    wrap(model, memory, tokenizer=tokenizer)
+    """Give a model the memory of a way of reading, or none, while in this context.
+
+    A model that is wrapped keeps what its gates have learnt, and has an empty memory of its own configuration again
+    afterwards.
+
+    Args:
+        model: wrapped or not.
+        way: see :data:`WAYS`.
+        config: the memory's.
+        tokenizer: the model's, for an embedder that reads text.
+    """
+    memory, own = memory_for(way, config), getattr(model, "memory", None)
+    gates = {name: gate.detach().clone() for name, gate in model.named_parameters() if name.endswith(GATE)}
+    if own is not None:
+        unwrap(model)
     try:
+        if memory is not None:
+            _wrap(model, memory, tokenizer, gates)
         yield
     finally:
-        unwrap(model)
+        if memory is not None and hasattr(model, "memory"):
+            unwrap(model)
+        if own is not None:
+            _wrap(model, own.config, tokenizer, gates)
+
+
+def _wrap(
+    model: Any, config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None, gates: Mapping[str, Tensor]
+) -> None:
+    wrap(model, config, tokenizer=tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in gates:
+                parameter.copy_(gates[name])
 
 
 def seen(ids: Tensor, way: str, config: MemoryConfig) -> Tensor:

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memcore.cli.evaluate.setting import (
-    WAYS,
     ModelArgument,
     OutputOption,
+    TrainedOption,
     WayOption,
     digest,
-    load,
+    prepare,
     say_where,
-    settings_for,
-    title_of,
 )
 from memcore.cli.output import console, reading_progress
-from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption, memory_config
+from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -54,6 +52,7 @@ def icl(
     items: Annotated[int, typer.Option(min=1, help="Test items.")] = 200,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the demonstrations.")] = 3,
     way: WayOption = None,
+    trained: TrainedOption = None,
     window: WindowOption = None,
     config: ConfigOption = "",
     settings: SetOption = None,
@@ -65,13 +64,10 @@ def icl(
     The way "window" sees the few shots only. All others read the demonstrations before: full attention sees them all,
     a streaming window the last of them, memory those that it retrieves. The label is the one with the likeliest word.
     """
-    memory, ways = memory_config(config, settings, window=window), tuple(way or WAYS)
     from memcore.evaluation.icl import Protocol, evaluate, summary
     from memcore.evaluation.labelled_texts import known_task, make_task, read_examples
     from memcore.evaluation.record import Record
-    from memcore.evaluation.ways import check_ways
 
-    check_ways(ways, memory)
     if test is not None and len(data or ()) != 1:
         raise EvaluationError("--test belongs to one --data")
     if dataset and data_folder is None:
@@ -85,28 +81,44 @@ def icl(
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise EvaluationError("give labelled texts, each once: --data FILE, or --dataset NAME --data-folder FOLDER")
     protocol = Protocol(demonstrations=demonstrations, shots=shots, items=items, seeds=seeds)
-    loaded, tokenizer = load(model, device=device, dtype=dtype)
+    setting = prepare(
+        model,
+        trained=trained,
+        ways=way,
+        config=config,
+        settings=settings,
+        window=window,
+        device=device,
+        dtype=dtype,
+    )
     table: dict[str, dict[str, tuple[float, float]]] = {}
     with reading_progress("items") as start:
         for task in tasks:
             record = Record(
                 output / f"icl-{task.name}.json",
                 "icl",
-                settings_for(
-                    model,
-                    loaded,
-                    memory,
-                    data=digest(repr((task.pool, task.tests))),
-                    prompt=task.prompt,
-                    words=dict(task.words),
-                    demonstrations=demonstrations,
-                    shots=shots,
-                    items=items,
-                ),
+                {
+                    **setting.record,
+                    "data": digest(repr((task.pool, task.tests))),
+                    "prompt": task.prompt,
+                    "words": dict(task.words),
+                    "demonstrations": demonstrations,
+                    "shots": shots,
+                    "items": items,
+                },
             )
-            evaluate(loaded, tokenizer, task, ways, config=memory, protocol=protocol, record=record, progress=start)
-            table[task.name] = summary(record.results, ways, seeds)
-    _show(table, ways, output, f"{shots} shots, {demonstrations} demonstrations before: {title_of(model)}")
+            evaluate(
+                setting.model,
+                setting.tokenizer,
+                task,
+                setting.ways,
+                config=setting.memory,
+                protocol=protocol,
+                record=record,
+                progress=start,
+            )
+            table[task.name] = summary(record.results, setting.ways, seeds)
+    _show(table, setting.ways, output, f"{shots} shots, {demonstrations} demonstrations before: {setting.title}")
 
 
 def _words(given: Sequence[str] | None) -> dict[str, str]:

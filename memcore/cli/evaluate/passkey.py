@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcore.cli.evaluate.setting import (
-    WAYS,
     ModelArgument,
     OutputOption,
+    TrainedOption,
     WayOption,
     digest,
-    load,
+    prepare,
     read_text,
     say_where,
-    settings_for,
-    title_of,
 )
 from memcore.cli.output import console, reading_progress
-from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption, memory_config
+from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 
 if TYPE_CHECKING:
     from memcore.evaluation.passkey import Grid
@@ -50,6 +48,7 @@ def passkey(
         typer.Option(help="Text to hide keys in, UTF-8; several are joined. Else Python's language reference."),
     ] = None,
     way: WayOption = None,
+    trained: TrainedOption = None,
     window: WindowOption = None,
     config: ConfigOption = "",
     settings: SetOption = None,
@@ -61,14 +60,11 @@ def passkey(
     Every way of reading gets the same prompts, each with an empty memory. A prompt is a stretch of the text, chosen by
     its seed; no part of the text is used twice in one, so it must be longer than the longest prompt.
     """
-    memory, ways = memory_config(config, settings, window=window), tuple(way or WAYS)
     from memcore.demo.text import language_reference
     from memcore.evaluation.passkey import Grid, evaluate
     from memcore.evaluation.record import Record
-    from memcore.evaluation.ways import check_ways
     from memcore.prompt import encode
 
-    check_ways(ways, memory)
     grid = Grid(
         lengths=tuple(sorted(set(tokens))),
         depths=tuple(sorted(set(depth or _DEPTHS))),
@@ -77,21 +73,40 @@ def passkey(
         others=others,
     )
     text = "\n\n".join(map(read_text, file)) if file else language_reference()
-    loaded, tokenizer = load(model, device=device, dtype=dtype)
-    record = Record(output / "passkey.json", "passkey", settings_for(model, loaded, memory, text=digest(text)))
+    setting = prepare(
+        model,
+        trained=trained,
+        ways=way,
+        config=config,
+        settings=settings,
+        window=window,
+        device=device,
+        dtype=dtype,
+    )
+    record = Record(
+        output / "passkey.json",
+        "passkey",
+        {
+            **setting.record,
+            "text": digest(text),
+        },
+    )
     with reading_progress("prompts") as start:
         evaluate(
-            loaded,
-            tokenizer,
-            encode(tokenizer, text, special=False)[0].tolist(),
-            ways,
-            config=memory,
+            setting.model,
+            setting.tokenizer,
+            encode(setting.tokenizer, text, special=False)[0].tolist(),
+            setting.ways,
+            config=setting.memory,
             grid=grid,
             record=record,
             progress=start,
         )
     say_where(
-        [output / "passkey.json", *(_show(record.results, ways, grid, kind, output, model) for kind in grid.kinds)]
+        [
+            output / "passkey.json",
+            *(_show(record.results, setting.ways, grid, kind, output, setting.title) for kind in grid.kinds),
+        ]
     )
 
 
@@ -123,6 +138,6 @@ def _show(results: dict[str, Any], ways: Sequence[str], grid: Grid, kind: str, o
             )
     console.print(table)
     picture = output / f"passkey-{kind}.png"
-    title = f"Pass-keys found by {title_of(model)}: {kind}"
+    title = f"Pass-keys found by {model}: {kind}"
     plot_heat_maps(picture, summary(results, ways, grid, kind), title=title, value="found")
     return picture

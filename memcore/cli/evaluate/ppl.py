@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.evaluate.setting import (
-    WAYS,
-    ModelArgument,
-    OutputOption,
-    load,
-    read_text,
-    say_where,
-    settings_for,
-    title_of,
-)
+from memcore.cli.evaluate.setting import ModelArgument, OutputOption, TrainedOption, prepare, read_text, say_where
 from memcore.cli.output import console, reading_progress
-from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption, memory_config
+from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -37,6 +28,7 @@ def ppl(
         list[str] | None,
         typer.Option(help="How to read: chunks, window, full, streaming, random, memory, memory:BACKEND."),
     ] = None,
+    trained: TrainedOption = None,
     window: WindowOption = None,
     config: ConfigOption = "",
     settings: SetOption = None,
@@ -48,34 +40,45 @@ def ppl(
     The plain model with a sliding window, full attention, a streaming window with sinks, chunks by chance, and memory,
     all scored on the same tokens, strictly from left to right.
     """
-    memory, ways = memory_config(config, settings, window=window), tuple(way or WAYS)
     from memcore.evaluation import perplexity
     from memcore.evaluation.record import Record
-    from memcore.evaluation.ways import check_ways
 
     perplexity.spans_for(context, scored)
-    check_ways(ways, memory, known=perplexity.PERPLEXITY_WAYS)
-    loaded, tokenizer = load(model, device=device, dtype=dtype)
-    texts = {path.name: _tokens(tokenizer, path, max(context)) for path in file}
+    setting = prepare(
+        model,
+        trained=trained,
+        ways=way,
+        config=config,
+        settings=settings,
+        window=window,
+        device=device,
+        dtype=dtype,
+        known=perplexity.PERPLEXITY_WAYS,
+    )
+    texts = {path.name: _tokens(setting.tokenizer, path, max(context)) for path in file}
     if len(texts) < len(file):
         raise EvaluationError("two files have the same name, by which their results would be kept")
     record = Record(
         output / "ppl.json",
         "ppl",
-        settings_for(model, loaded, memory, contexts=sorted(context), scored=scored),
+        {
+            **setting.record,
+            "contexts": sorted(context),
+            "scored": scored,
+        },
     )
     with reading_progress() as start:
         perplexity.evaluate(
-            loaded,
+            setting.model,
             texts,
-            ways,
-            config=memory,
+            setting.ways,
+            config=setting.memory,
             contexts=context,
             scored=scored,
             record=record,
             progress=lambda key: start(key, max(context)),
         )
-    _show(record.results, ways, output, model)
+    _show(record.results, setting.ways, output, setting.title)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path, needed: int) -> Tensor:
@@ -103,5 +106,5 @@ def _show(results: dict[str, Any], ways: Sequence[str], output: Path, model: str
         table.add_row(way, *(f"{row[context]:.2f}" for context in contexts), f"{speed:,.0f}")
     console.print(table)
     picture = output / "ppl.png"
-    plot_over_context(picture, values, title=f"Perplexity of {title_of(model)}", value="perplexity")
+    plot_over_context(picture, values, title=f"Perplexity of {model}", value="perplexity")
     say_where([output / "ppl.json", picture])

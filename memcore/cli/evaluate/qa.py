@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcore.cli.evaluate.setting import (
-    WAYS,
     ModelArgument,
     OutputOption,
+    TrainedOption,
     WayOption,
     digest,
-    load,
+    prepare,
     read_text,
     say_where,
-    settings_for,
-    title_of,
 )
 from memcore.cli.output import console, reading_progress
-from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption, memory_config
+from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ def qa(
     ] = "Question: {question}\\nAnswer:",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     way: WayOption = None,
+    trained: TrainedOption = None,
     window: WindowOption = None,
     config: ConfigOption = "",
     settings: SetOption = None,
@@ -51,44 +50,48 @@ def qa(
     The text is read once in each way. A question with options is answered by the likeliest one. Of any other the
     answer must be in what the model writes, whatever the case, articles and punctuation.
     """
-    memory, ways = memory_config(config, settings, window=window), tuple(way or WAYS)
     from memcore.evaluation.qa import evaluate
     from memcore.evaluation.questions import read_questions
     from memcore.evaluation.record import Record
-    from memcore.evaluation.ways import check_ways
 
-    check_ways(ways, memory)
     asked, text = read_questions(questions), read_text(file)
     if not text.strip():
         raise EvaluationError(f"{file} has no text in it")
-    loaded, tokenizer = load(model, device=device, dtype=dtype)
+    setting = prepare(
+        model,
+        trained=trained,
+        ways=way,
+        config=config,
+        settings=settings,
+        window=window,
+        device=device,
+        dtype=dtype,
+    )
     record = Record(
         output / "qa.json",
         "qa",
-        settings_for(
-            model,
-            loaded,
-            memory,
-            text=digest(text),
-            questions=digest(repr(asked)),
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-        ),
+        {
+            **setting.record,
+            "text": digest(text),
+            "questions": digest(repr(asked)),
+            "prompt": prompt,
+            "max_new_tokens": max_new_tokens,
+        },
     )
     with reading_progress() as start:
         evaluate(
-            loaded,
-            tokenizer,
+            setting.model,
+            setting.tokenizer,
             text,
             asked,
-            ways,
-            config=memory,
+            setting.ways,
+            config=setting.memory,
             record=record,
             prompt=prompt.replace("\\n", "\n"),
             max_new_tokens=max_new_tokens,
             progress=start,
         )
-    _show(record.results, ways, asked, output, title_of(model))
+    _show(record.results, setting.ways, asked, output, setting.title)
 
 
 def _show(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import attrs
 import typer
 
 from memcore.cli.output import console, errors, quiet_transformers
+from memcore.cli.settings import memory_config
 from memcore.config import MemoryConfig
 from memcore.errors import UnsupportedInputError
 
@@ -31,19 +33,83 @@ WayOption = Annotated[
 ]
 
 
-def load(model: str, *, device: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer, and say so on a terminal."""
+TrainedOption = Annotated[
+    Path | None,
+    typer.Option("--trained", help="Folder that `memcore train` wrote: its weights, and its memory to start from."),
+]
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """What is evaluated.
+
+    Attributes:
+        model: loaded; wrapped if its weights were trained with a memory.
+        tokenizer: the model's.
+        memory: configuration of the memory.
+        ways: of reading.
+        record: what the results of every evaluation depend on, for a record's settings.
+        title: how the model is called in a picture.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    memory: MemoryConfig
+    ways: tuple[str, ...]
+    record: dict[str, Any]
+    title: str
+
+
+def prepare(
+    model: str,
+    *,
+    trained: Path | None,
+    ways: Sequence[str] | None,
+    config: str,
+    settings: Sequence[str] | None,
+    window: int | None,
+    device: str,
+    dtype: str,
+    known: Mapping[str, str] | None = None,
+) -> Setting:
+    """Load what is evaluated, and find before it what could not be done.
+
+    Args:
+        model: hub id or folder.
+        trained: folder of trained weights, or None.
+        ways: of reading; None for :data:`WAYS`.
+        config: file with the memory's configuration; empty for that of the trained weights, or else the defaults.
+        settings: fields of it, as ``--set`` takes them.
+        window: of the memory, or None.
+        device: see :func:`memcore.reader.load_model`.
+        dtype: see there.
+        known: ways there are; None for those of most evaluations.
+    """
+    from memcore.evaluation.ways import WAYS as MOST
+    from memcore.evaluation.ways import check_ways
+
+    chosen, base = tuple(ways or WAYS), None
+    if trained is None:  # else it depends on what they were trained with
+        check_ways(chosen, memory_config(config, settings, window=window), known=known or MOST)
     with errors.status("Loading the model ..."):
         from memcore.reader import load_model
 
         quiet_transformers()
-        return load_model(model, device=device, dtype=dtype)
+        loaded: Any
+        loaded, tokenizer = load_model(model, device=device, dtype=dtype)
+        record: dict[str, Any] = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch.")}
+        title = Path(model).name if Path(model).is_dir() else model
+        if trained is not None:
+            from memcore.training.saved import WEIGHTS, load_trained
 
-
-def settings_for(model: str, loaded: Any, memory: MemoryConfig, **more: object) -> dict[str, Any]:
-    """Return what the results of every evaluation depend on, and what those of this one do."""
-    dtype = str(loaded.dtype).removeprefix("torch.")
-    return {"model": model, "dtype": dtype, **more, "config": memory.to_dict()}
+            loaded = load_trained(loaded, trained, tokenizer=tokenizer, merge=True)
+            record["trained"] = hashlib.sha256((trained / WEIGHTS).read_bytes()).hexdigest()[:16]
+            title = f"{title}, trained ({trained.name})"
+            base = loaded.memory.config if hasattr(loaded, "memory") else None
+    memory = memory_config(config, settings, base=base, window=window)
+    check_ways(chosen, memory, known=known or MOST)
+    record["config"] = memory.to_dict()
+    return Setting(model=loaded, tokenizer=tokenizer, memory=memory, ways=chosen, record=record, title=title)
 
 
 def read_text(path: Path) -> str:
@@ -61,11 +127,6 @@ def read_text(path: Path) -> str:
 def digest(text: str) -> str:
     """Return what tells a text from others, for a record's settings."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def title_of(model: str) -> str:
-    """Return how a model is called in a picture: without the folder it lies in."""
-    return Path(model).name if Path(model).is_dir() else model
 
 
 def say_where(paths: Sequence[Path]) -> None:
