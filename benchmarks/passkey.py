@@ -16,7 +16,7 @@ import typer
 from memcore.cli import app
 
 GRAPH = ["--set", "backend=hnswlib", "--set", "backend_options.exact_below=0"]
-WAYS = ["--way", "memory:exact", "--way", "memory", "--way", "full"]
+WAYS = ["--way", "memory:exact", "--way", "memory:hnswlib", "--way", "full"]
 
 
 def main(
