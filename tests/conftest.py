@@ -1,4 +1,4 @@
-"""What all tests share: seeds, and the small real model."""
+"""What all tests share: seeds, the small real model, and what the oracles found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+# pytest finds the hooks here by name.
+from family_findings import (  # noqa: F401
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+)
 from hypothesis import settings
 
 if TYPE_CHECKING:

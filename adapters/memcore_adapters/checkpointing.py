@@ -91,7 +91,7 @@ class _Run:
         self._record = record
         self._function = functools.partial(forward.func, *forward.args)
         swapped = {name: record for name in _CACHE_NAMES if name in forward.keywords}
-        self._keywords = {**forward.keywords, **swapped, RECORD_ARGUMENT: record}
+        self._keywords: dict[str, Any] = {**forward.keywords, **swapped, RECORD_ARGUMENT: record}
 
     def __call__(self, *args: Any) -> Any:
         output = self._function(*args, **self._keywords)

@@ -40,8 +40,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    # The option is known only where this file is: `pytest` on its own does not have it.
-    if not session.config.getoption("family_table", default=False):
+    if not session.config.getoption("family_table"):
         return
     findings, page = session.config.stash[_findings], PAGE.read_text(encoding="utf-8")
     for name in TABLES:
