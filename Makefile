@@ -19,7 +19,8 @@ CONSTRAINTS := constraints.txt
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml constraints.txt
 
-# What touches transformers, for its oldest and newest release.
+# What touches transformers, for its oldest and newest release. More threads than one only wait for each other on models
+# this small.
 VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
                  chat.py cli.py cli_chat.py fingerprint.py memory_layer.py plugins.py prompt.py session.py text_embedder.py)
 
@@ -48,13 +49,13 @@ test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings
 test-oldest: ## test with the oldest releases that pyproject.toml allows, in a virtual environment of its own
 	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
 	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-version-testing
-	@.venv-oldest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
 
 # Which release is the newest is found out each time.
 test-newest: ## test with the newest transformers below 6, in a virtual environment of its own
 	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=.venv-newest/constraints.txt \
 	  .venv-newest/.has-version-testing .venv-newest/.has-newest-transformers
-	@.venv-newest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
 
 families: $(VENV)/.has-dev ## run the oracles on every model family and write the tables of docs/families.md
 	@$(BIN)/python -m pytest -m "slow or not slow" --family-table tests/adapters/test_oracles.py \
