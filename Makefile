@@ -9,12 +9,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks)
-
-CONSTRAINTS := constraints.txt
 
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml constraints.txt
