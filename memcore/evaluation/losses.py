@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from memcore.cache_argument import cache_argument
 from memcore.errors import UnsupportedInputError
 from memcore.schedule import pieces
 
@@ -80,14 +81,13 @@ def cached_losses(
         config, cache = memory.config, memory.new_cache()
         room = config.window + config.sinks
         cut = pieces(last, 0, room=room, segment=config.segment_length, question_tokens=0)
-    ids = ids.to(model.device)
+    ids, name = ids.to(model.device), cache_argument(model.forward)
     for begin, end in cut:
         # The logits at p are for the token at p + 1.
         here = wanted[begin + 1 : end + 1]
         keep = end - begin if bool(here.any()) else 1
-        logits = model(input_ids=ids[:, begin:end], past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[
-            0
-        ]
+        options = {name: cache, "use_cache": True, "logits_to_keep": keep}
+        logits = model(input_ids=ids[:, begin:end], **options).logits[0]
         if keep > 1 or bool(here.any()):
             places = here.nonzero().flatten()
             targets = ids[0, begin + 1 : end + 1]

@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from memcore.cache import MemoryCache
+from memcore.cache_argument import cache_argument
 from memcore.errors import TrainingError
 from memcore.memory import Memory
 from memcore.training.memory_state import load_memory, save_memory
@@ -73,7 +74,7 @@ class MemoryTrainer(Trainer):
         memory = _memory(model)
         try:
             with memory.reading(question=False):
-                result = super().compute_loss(model, {**inputs, "past_key_values": cache}, *args, **kwargs)
+                result = super().compute_loss(model, inputs | {cache_argument(model.forward): cache}, *args, **kwargs)
         except BaseException:
             self._cache = None  # half filled
             raise
