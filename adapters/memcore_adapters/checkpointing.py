@@ -40,7 +40,7 @@ class LayerRecord:
         self.complete = False
         self.cache: MemoryCache | None = cache
         self._cached: tuple[Tensor, Tensor] | None = None
-        self._joined: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
+        self._joined: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -53,7 +53,12 @@ class LayerRecord:
         assert self._cached is not None
         return _after(self._cached[0], keys), _after(self._cached[1], values)
 
-    def joined(self, keys: Tensor, values: Tensor, mask: Tensor | None, retrieved: Tensor, new: int) -> None:
+    @property
+    def has_memory(self) -> bool:
+        """Whether memory joined something to the piece."""
+        return self._joined is not None
+
+    def joined(self, keys: Tensor, values: Tensor, mask: Tensor | None, retrieved: Tensor | None, new: int) -> None:
         """Keep the past that memory joined to ``new`` keys and values, the mask it made, and what was retrieved."""
         past = keys.shape[2] - new
         self._joined = keys[:, :, :past], values[:, :, :past], mask, retrieved

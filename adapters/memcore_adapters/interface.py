@@ -61,8 +61,11 @@ def register(delegate: Delegate) -> str:
         cache: MemoryCache | None = kwargs.pop(CACHE_ARGUMENT, None)
         record: LayerRecord | None = kwargs.pop(RECORD_ARGUMENT, None)
         layer = None if cache is None else cache.layers[module.layer_idx]
-        retrieved: Tensor | None = None  # [B, P]: which of the first P keys memory brought
+        gate: Tensor | None = getattr(module, GATE, None)
+        retrieved: Tensor | None = None  # [B, P]: which of the first P keys memory brought, for the gate
+        joined = False
         if record is not None and record.complete:
+            joined = record.has_memory
             key, value, attention_mask, retrieved = record.join(key, value, attention_mask)
         elif isinstance(layer, MemoryLayer):
             assert cache is not None
@@ -72,18 +75,19 @@ def register(delegate: Delegate) -> str:
                 key, value, attention_mask = layer.attend(
                     query, key, value, scaling=kwargs["scaling"], row_names=cache.row_names
                 )
-                retrieved = layer.memory_columns()
+                joined = True
+                if gate is not None:
+                    retrieved = layer.memory_columns()
                 if record is not None:
                     record.joined(key, value, attention_mask, retrieved, new)
             else:
                 layer.watch(query, key, value)
-        gate: Tensor | None = getattr(module, GATE, None)
         if gate is not None and retrieved is not None:
             attention_mask = gated(attention_mask, gate_bias(gate.to(query), retrieved, key.shape[2]))
-        if isinstance(layer, MemoryLayer) and retrieved is not None and cache is not None and cache.memory.tracing:
+        if joined and isinstance(layer, MemoryLayer) and cache is not None and cache.memory.tracing:
             weights = _last_weights(delegate, module, query, key, value, attention_mask, *args, **kwargs)
             cache.memory.tracing.note(cache, layer, weights)
-        if retrieved is not None:
+        if joined:
             attention_mask = delegate.mask_from(attention_mask, query, key)
         return delegate.function(module, query, key, value, attention_mask, *args, **kwargs)
 
