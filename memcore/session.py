@@ -24,6 +24,7 @@ from memcore.errors import (
     SessionMismatchError,
     UnsupportedInputError,
 )
+from memcore.files import read_text
 from memcore.fingerprint import model_fingerprint, tokenizer_fingerprint
 from memcore.memory import Memory
 from memcore.options import describe
@@ -361,10 +362,7 @@ class Session:
     def _encode(self, source: str | Path | Tensor | Sequence[int], *, first: bool) -> Tensor:
         """Return the token ids of a source, ``[1, T]`` on the CPU."""
         if isinstance(source, Path):
-            try:
-                source = source.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UnsupportedInputError(f"cannot read {str(source)!r} as UTF-8 text: {error}") from error
+            source = read_text(source)
         if not isinstance(source, str):
             return _token_ids(source)
         if not source.strip():

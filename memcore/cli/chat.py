@@ -25,6 +25,7 @@ from memcore.cli.settings import (
     memory_config,
 )
 from memcore.errors import UnsupportedInputError
+from memcore.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,10 +187,7 @@ def _read(chat: Chat, texts: list[str]) -> None:
 
 
 def _text(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnsupportedInputError(f"cannot read '{file}' as UTF-8 text: {error}") from error
+    text = read_text(file).strip()
     if not text:
         raise UnsupportedInputError(f"{file} has no text in it")
     return text

@@ -9,6 +9,7 @@ from typing import Any
 
 from memcore.errors import EvaluationError
 from memcore.evaluation.machine import describe_machine
+from memcore.files import replacing
 
 
 class Record:
@@ -61,7 +62,6 @@ class Record:
         """Keep a result, and the file."""
         self.results[name] = result
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(".part")
         record = {**self._head, "machine": describe_machine(), "results": self.results}
-        new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        new.replace(self._path)
+        with replacing(self._path) as new:
+            new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memcore.errors import TrainingError
+from memcore.files import replacing
 
 LOSS = "loss"
 EVALUATION = "eval_loss"
@@ -36,9 +37,8 @@ class TrainingLog:
     def rewind(self, stage: str, step: int) -> None:
         """Take back what was written of a stage after this step, from which it goes on."""
         self.lines = [line for line in self.lines if line["stage"] != stage or line["step"] <= step]
-        new = self._path.with_suffix(".part")
-        new.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        new.replace(self._path)
+        with replacing(self._path) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 
     def values(self, stage: str, name: str) -> dict[int, float]:
         """Return the values of one name by step, in order."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from memcore.cache import MemoryCache
 from memcore.chunk import ChunkBatch
 from memcore.eviction import ChunkUsage
+from memcore.files import replacing
 
 if TYPE_CHECKING:
     from memcore.memory import Memory
@@ -39,9 +40,8 @@ def save_memory(cache: MemoryCache, path: Path) -> None:
                     for field, tensor in attrs.asdict(held, recurse=False).items()
                 }
                 tensors[f"{row}.{layer.setup.index}.next_id"] = torch.tensor(bank.next_id(namespace))
-    new = path.with_suffix(".part")
-    save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, new)
-    new.replace(path)
+    with replacing(path) as new:
+        save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, new)
 
 
 def load_memory(memory: Memory, path: Path, device: torch.device) -> MemoryCache:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memcore.adapter import wrap
 from memcore.errors import MissingDependencyError, TrainingError
+from memcore.files import replacing
 from memcore.options import unstructure
 from memcore.reader import load_model
 from memcore.training.configuration import TrainingConfig
@@ -128,9 +129,8 @@ def _claim(config: TrainingConfig, texts: dict[str, str]) -> None:
             )
         return
     config.output.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".part")
-    new.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 import memcore
 from memcore.config import MemoryConfig
 from memcore.errors import ConfigError, TrainingError
+from memcore.files import replacing
 from memcore.gate import GATE
 from memcore.options import structure_options, unstructure
 from memcore.training.merging import merge_lora
@@ -74,12 +75,10 @@ def save_trained(model: Any, folder: str | Path) -> None:
         memory=None if memory is None else memory.config,
         plans=history(model).plans,
     )
-    new = folder / f"{WEIGHTS}.part"
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, new)
-    new.replace(folder / WEIGHTS)
-    new = folder / f"{DESCRIPTION}.part"
-    new.write_text(json.dumps(unstructure(description), indent=1) + "\n", encoding="utf-8")
-    new.replace(folder / DESCRIPTION)
+    with replacing(folder / WEIGHTS) as new:
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, new)
+    with replacing(folder / DESCRIPTION) as new:
+        new.write_text(json.dumps(unstructure(description), indent=1) + "\n", encoding="utf-8")
 
 
 def restore_trained(model: Any, folder: str | Path) -> None:

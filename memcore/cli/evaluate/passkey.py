@@ -15,11 +15,11 @@ from memcore.cli.evaluate.setting import (
     WayOption,
     digest,
     prepare,
-    read_text,
     say_where,
 )
 from memcore.cli.output import console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
+from memcore.files import read_text
 
 if TYPE_CHECKING:
     from memcore.evaluation.passkey import Grid

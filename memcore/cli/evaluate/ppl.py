@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.evaluate.setting import ModelArgument, OutputOption, TrainedOption, prepare, read_text, say_where
+from memcore.cli.evaluate.setting import ModelArgument, OutputOption, TrainedOption, prepare, say_where
 from memcore.cli.output import console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
+from memcore.files import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor

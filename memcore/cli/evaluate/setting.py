@@ -13,7 +13,6 @@ import typer
 from memcore.cli.output import console, errors, quiet_transformers
 from memcore.cli.settings import memory_config
 from memcore.config import MemoryConfig
-from memcore.errors import UnsupportedInputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,18 +109,6 @@ def prepare(
     check_ways(chosen, memory, known=known or MOST)
     record["config"] = memory.to_dict()
     return Setting(model=loaded, tokenizer=tokenizer, memory=memory, ways=chosen, record=record, title=title)
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
-
-    Raises:
-        UnsupportedInputError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnsupportedInputError(f"cannot read {str(path)!r} as UTF-8 text: {error}") from error
 
 
 def digest(text: str) -> str:
