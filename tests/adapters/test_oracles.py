@@ -2,7 +2,7 @@
 
 Identity and causality hold bit for bit in every dtype. Full recall computes the same sums in another order, and some
 kernels choose another one for another mask: in float32 that may cost 1e-4, in bfloat16 a few roundings of the largest
-logit (see ``close``).
+logit (see ``close`` in ``tests/reference.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import attrs
 import pytest
 import torch
 from memcore_adapters.delegate import delegate_for
+from reference import close
 from tiny_models import FAMILIES, FEW_FAMILIES, attentions, padded_batch, random_tokens, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -51,19 +52,6 @@ def _flex_attention_is_not_compiled() -> Iterator[None]:
     # It takes seconds for each of some shapes; test_flex_attention.py does compile it.
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def close(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    """Assert that full recall gave the logits of full attention, but for the order of sums.
-
-    The largest difference measured is 1.6e-5 in float32 (gpt_oss), and in bfloat16 1.6 roundings of the largest logit
-    (qwen2 under sdpa).
-    """
-    assert logits.dtype == expected.dtype
-    tolerance = 1e-4
-    if logits.dtype != torch.float32:
-        tolerance = 4 * torch.finfo(logits.dtype).eps * float(expected.abs().max())
-    torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
 
 
 def make(family: str, attention: str = "", dtype: str = "fp32") -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from reference import close
 from tiny_models import padded_batch, random_tokens, tiny_model
 
 import memcore
@@ -72,13 +73,6 @@ def wrap(model: Any, config: MemoryConfig) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MemcoreWarning)
         return memcore.wrap(model, config)
-
-
-def close(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    tolerance = 1e-4
-    if logits.dtype != torch.float32:
-        tolerance = 4 * torch.finfo(logits.dtype).eps * float(expected.abs().max())
-    torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
 
 
 @oracle("identity")
