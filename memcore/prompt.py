@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from memcore.errors import UnsupportedInputError
+from memcore.options import describe
 from memcore.transcript import next_turn
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -37,3 +41,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> T
     encoded: Any = tokenizer(text, add_special_tokens=special, return_tensors="pt", verbose=False)
     ids: Tensor = encoded["input_ids"]
     return ids
+
+
+def given_ids(source: Tensor | Iterable[int]) -> Tensor:
+    """Return token ids that a caller gives, ``[T]`` or ``[1, T]``, as ``[1, T]`` int64 on the CPU.
+
+    Raises:
+        UnsupportedInputError: they are none.
+    """
+    try:
+        given = source if isinstance(source, Tensor) else list(source)
+        ids = torch.as_tensor(given).cpu() if len(given) else torch.empty(0, dtype=torch.long)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UnsupportedInputError(f"expected a text, a path or token ids, got {describe(source)}") from error
+    if (
+        ids.is_floating_point()
+        or ids.dtype == torch.bool
+        or ids.ndim not in (1, 2)
+        or (ids.ndim == 2 and len(ids) != 1)
+    ):
+        raise UnsupportedInputError(f"token ids must be integers, [T] or [1, T]; got {ids.dtype} {list(ids.shape)}")
+    if not ids.numel():
+        raise UnsupportedInputError("there is nothing to read: no token ids")
+    return ids.long().view(1, -1)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +28,7 @@ from memcore.files import read_text
 from memcore.fingerprint import model_fingerprint, tokenizer_fingerprint
 from memcore.memory import Memory
 from memcore.options import describe
-from memcore.prompt import closing, encode, opening
+from memcore.prompt import closing, encode, given_ids, opening
 from memcore.reader import Answer, Progress, answer
 from memcore.session_store import SessionInfo, Unfinished, check_name, now
 from memcore.transcript import Message
@@ -220,7 +220,7 @@ class Session:
                 than one sequence is to be returned.
             SessionError: it has read nothing yet; or another handle has read on, or dropped it, in the meantime.
         """
-        ids = closing(self._needs_tokenizer(), question) if isinstance(question, str) else _token_ids(question)
+        ids = closing(self._needs_tokenizer(), question) if isinstance(question, str) else given_ids(question)
         return answer(
             self._model,
             self._tokenizer,
@@ -364,7 +364,7 @@ class Session:
         if isinstance(source, Path):
             source = read_text(source)
         if not isinstance(source, str):
-            return _token_ids(source)
+            return given_ids(source)
         if not source.strip():
             raise UnsupportedInputError("there is nothing to read: the text is empty")
         tokenizer = self._needs_tokenizer()
@@ -377,25 +377,6 @@ class Session:
                 "open it with memcore.Session(model, name, tokenizer)"
             )
         return self._tokenizer
-
-
-def _token_ids(source: Tensor | Iterable[int]) -> Tensor:
-    """Return token ids as ``[1, T]`` int64 on the CPU."""
-    try:
-        given = source if isinstance(source, Tensor) else list(source)
-        ids = torch.as_tensor(given).cpu() if len(given) else torch.empty(0, dtype=torch.long)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UnsupportedInputError(f"expected a text, a path or token ids, got {describe(source)}") from error
-    if (
-        ids.is_floating_point()
-        or ids.dtype == torch.bool
-        or ids.ndim not in (1, 2)
-        or (ids.ndim == 2 and len(ids) != 1)
-    ):
-        raise UnsupportedInputError(f"token ids must be integers, [T] or [1, T]; got {ids.dtype} {list(ids.shape)}")
-    if not ids.numel():
-        raise UnsupportedInputError("there is nothing to read: no token ids")
-    return ids.long().view(1, -1)
 
 
 def _plain(value: object) -> object:
