@@ -27,6 +27,7 @@ from memcore.eviction import ChunkUsage, EvictionPolicy, problem_with_choice
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.recall import Retrieved, recall
 from memcore.shelves import TEMPORARY, Shelves, fetch
+from memcore.uninterrupted import uninterrupted
 from memcore.view import Shelf, View
 
 P = ParamSpec("P")
@@ -36,7 +37,7 @@ T = TypeVar("T")
 def _locked(method: Callable[Concatenate[MemoryBank, P], T]) -> Callable[Concatenate[MemoryBank, P], T]:
     @functools.wraps(method)
     def call(bank: MemoryBank, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with bank._lock:
+        with bank._lock, uninterrupted:
             bank._depth += 1
             try:
                 if bank._depth == 1:
@@ -61,7 +62,8 @@ class MemoryBank:
     there. Chunks that a backend already holds are there from the start. Namespaces whose names begin with
     ``~`` (``TEMPORARY``) are not kept. If the backend is read-only, temporary namespaces still work, in memory.
 
-    A lock lets one call in at a time, from any thread. The bank owns its backend: ``close`` closes both.
+    A lock lets one call in at a time, from any thread, and Ctrl-C waits for its end. The bank owns its backend:
+    ``close`` closes both.
 
     Args:
         backend: where chunks are kept.

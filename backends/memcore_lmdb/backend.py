@@ -24,6 +24,7 @@ from memcore.errors import (
     ReadOnlyError,
     UnknownNamespaceError,
 )
+from memcore.uninterrupted import uninterrupted
 from memcore_lmdb.arena import Arena
 from memcore_lmdb.catalogue import Catalogue
 from memcore_lmdb.checks import Checks
@@ -51,6 +52,8 @@ class LmdbBackend(PersistentBackend):
 
     A ``flush`` that fails, for want of disk space for example, loses nothing: it can be tried again. So can ``close``,
     which then leaves the backend open.
+
+    A call that changes something is not cut in half by Ctrl-C, which waits for its end.
 
     An instance belongs to the process that opened it: forked children must open their own. A lock for each folder and
     process lets one call in at a time, so an instance may be used from several threads.
@@ -187,7 +190,7 @@ class LmdbBackend(PersistentBackend):
         Raises:
             BackendError: disk or map are full; nothing is written, nothing is lost, and it can be tried again.
         """
-        with self._using():
+        with self._using(), uninterrupted:
             if not self._overlay:
                 return
             committed = self._environment.write(self._overlay.write, self._overlay.nbytes)
@@ -316,9 +319,11 @@ class _Turn(AbstractContextManager[None]):
                 f"this {type(backend).__name__} was opened in process {backend._pid} and is used in {os.getpid()}: "
                 "LMDB must not be used across a fork; open the memory again here"
             )
+        if self._to_write:
+            uninterrupted.__enter__()
         backend._environment.lock.acquire()
         if backend._closed or (self._to_write and backend.read_only):
-            backend._environment.lock.release()
+            self.__exit__(None, None, None)
             if backend._closed:
                 raise ClosedError(f"{type(backend).__name__} was closed")
             raise ReadOnlyError(f"the memory in {backend._options.path} was opened with read_only=True")
@@ -327,6 +332,8 @@ class _Turn(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._backend._environment.lock.release()
+        if self._to_write:
+            uninterrupted.__exit__(kind, error, traceback)
 
 
 def _open(options: LmdbOptions) -> tuple[Environment, Callable[[], None]]:

@@ -34,6 +34,9 @@ _SLACK: Final = 1 << 20
 
 _TRIES: Final = 5
 
+_MOST_READERS: Final = 1024
+"""Instances that may have a file open, in all processes together. Each takes 64 bytes of the lock file."""
+
 
 @attrs.frozen(kw_only=True)
 class Writing:
@@ -129,6 +132,7 @@ class Environment:
             self._make_room(size)
             while True:
                 try:
+                    self._opened().reader_check()  # readers that were killed would keep what is free from being used
                     with self._opened().begin(write=True, buffers=True) as txn:
                         self._check_alone(txn)
                         result = change(txn)
@@ -163,9 +167,11 @@ class Environment:
             except BaseException:
                 copy.unlink(missing_ok=True)
                 raise
-            sync_folder(self.folder)
-            self._shut()
-            self._open()
+            try:
+                sync_folder(self.folder)
+            finally:  # from now on the new file is the memory, and nothing may be written to the old one any more
+                self._shut()
+                self._open()
             remove_leftovers(self._file)
 
     def disk_bytes(self) -> int:
@@ -227,6 +233,7 @@ class Environment:
     def _open_file(self, create: bool) -> lmdb.Environment:
         writing = self._writing
         settings: dict[str, Any] = {"subdir": False, "create": create, "mode": 0o644, "readonly": writing is None}
+        settings["max_readers"] = _MOST_READERS
         if writing is not None:
             sync = writing.sync
             settings.update(sync=sync, metasync=sync, map_size=max(writing.map_size, _size(self._file)))
@@ -333,6 +340,11 @@ class Environment:
             ) from error
         if isinstance(error, lmdb.MapFullError):
             raise BackendError(f"the memory in {self.folder} is full: {error}") from error
+        if isinstance(error, lmdb.ReadersFullError):
+            raise BackendError(
+                f"the memory in {self.folder} is being read by as many instances as can be, {_MOST_READERS} unless the "
+                "first of them was of another program; close some"
+            ) from error
         if isinstance(error, FileNotFoundError) and self._env is None:
             return
         if isinstance(error, (lmdb.Error, OSError)):

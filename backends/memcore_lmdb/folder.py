@@ -80,7 +80,7 @@ def sync_folder(folder: Path) -> None:
     """Make names of files durable, where the system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except PermissionError:  # Windows opens no folders
         return
     try:
         os.fsync(descriptor)
