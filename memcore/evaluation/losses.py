@@ -25,7 +25,9 @@ _ROWS: Final = 64
 """Logits turned to float32 at a time: vocabularies are large."""
 
 
-def _check(ids: Tensor, spans: Sequence[Span]) -> None:
+def _check(ids: Tensor, spans: Sequence[Span], every: int) -> None:
+    if every < 1:
+        raise UnsupportedInputError(f"every must be at least 1, every token; got {every}")
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise UnsupportedInputError(f"a text is [1, T] token ids, got {list(ids.shape)}")
     for begin, end in spans:
@@ -36,10 +38,10 @@ def _check(ids: Tensor, spans: Sequence[Span]) -> None:
             )
 
 
-def _wanted(spans: Sequence[Span], tokens: int) -> Tensor:
+def _wanted(spans: Sequence[Span], tokens: int, every: int) -> Tensor:
     wanted = torch.zeros(tokens, dtype=torch.bool)
     for begin, end in spans:
-        wanted[begin:end] = True
+        wanted[begin:end:every] = True
     return wanted
 
 
@@ -52,7 +54,7 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cached_losses(
-    model: Any, ids: Tensor, spans: Sequence[Span], *, piece: int, progress: Progress | None = None
+    model: Any, ids: Tensor, spans: Sequence[Span], *, piece: int, every: int = 1, progress: Progress | None = None
 ) -> Tensor:
     """Score a text that is read once, each piece after what the cache holds of those before.
 
@@ -63,15 +65,16 @@ def cached_losses(
         ids: ``[1, T]`` token ids.
         spans: positions to score, from 1.
         piece: tokens that a model without memory reads at a time.
+        every: 1 to score every token of a span, ``n`` for the first and each ``n``-th after it.
         progress: told how far it is.
 
     Returns:
         ``[T]`` float64, NaN where nothing is scored.
     """
-    _check(ids, spans)
+    _check(ids, spans, every)
     memory: Memory | None = getattr(model, "memory", None)
     last = max(end for _, end in spans)
-    losses, wanted = torch.full((ids.shape[1],), torch.nan, dtype=torch.float64), _wanted(spans, ids.shape[1])
+    losses, wanted = torch.full((ids.shape[1],), torch.nan, dtype=torch.float64), _wanted(spans, ids.shape[1], every)
     if memory is None:
         from transformers import DynamicCache
 
@@ -83,15 +86,14 @@ def cached_losses(
         cut = pieces(last, 0, room=room, segment=config.segment_length, question_tokens=0)
     ids, name = ids.to(model.device), cache_argument(model.forward)
     for begin, end in cut:
-        # The logits at p are for the token at p + 1.
-        here = wanted[begin + 1 : end + 1]
-        keep = end - begin if bool(here.any()) else 1
+        # The logits at p are for the token at p + 1, and cost more than all else in a small model.
+        rows = wanted[begin + 1 : end + 1].nonzero().flatten()
+        keep = rows.to(ids.device) if len(rows) else 1
         options = {name: cache, "use_cache": True, "logits_to_keep": keep}
         logits = model(input_ids=ids[:, begin:end], **options).logits[0]
-        if keep > 1 or bool(here.any()):
-            places = here.nonzero().flatten()
-            targets = ids[0, begin + 1 : end + 1]
-            losses[begin + 1 + places] = _loss(logits[places.to(logits.device)], targets[places.to(targets.device)])
+        if len(rows):
+            places = begin + 1 + rows
+            losses[places] = _loss(logits, ids[0, places.to(ids.device)].to(logits.device))
         if progress is not None:
             progress(end, last)
     return losses
@@ -99,7 +101,14 @@ def cached_losses(
 
 @torch.no_grad()
 def windowed_losses(
-    model: Any, ids: Tensor, spans: Sequence[Span], *, window: int, stride: int, progress: Progress | None = None
+    model: Any,
+    ids: Tensor,
+    spans: Sequence[Span],
+    *,
+    window: int,
+    stride: int,
+    every: int = 1,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Score a text of which the model sees the last tokens only, read anew for each stride.
 
@@ -112,24 +121,25 @@ def windowed_losses(
         spans: positions to score, from 1.
         window: tokens it sees at a time.
         stride: tokens scored each time.
+        every: as for :func:`cached_losses`.
         progress: told how far it is.
 
     Returns:
         ``[T]`` float64, NaN where nothing is scored.
     """
-    _check(ids, spans)
+    _check(ids, spans, every)
     if not 1 <= stride <= window:
         raise UnsupportedInputError(f"stride must lie in 1..{window}, the window; got {stride}")
-    losses, wanted = torch.full((ids.shape[1],), torch.nan, dtype=torch.float64), _wanted(spans, ids.shape[1])
+    losses, wanted = torch.full((ids.shape[1],), torch.nan, dtype=torch.float64), _wanted(spans, ids.shape[1], every)
     ids, last = ids.to(model.device), max(end for _, end in spans)
     for begin in range(0, last, stride):
         end = min(begin + stride, last)
         first = max(0, min(end - window, begin - 1))
         places = wanted[begin:end].nonzero().flatten() + begin
         if len(places):
-            logits = model(input_ids=ids[:, first:end], use_cache=False, logits_to_keep=end - begin + 1).logits[0]
-            before = places.to(logits.device) - 1 - (end - logits.shape[0])  # rows that predict these places
-            losses[places] = _loss(logits[before], ids[0, places.to(ids.device)])
+            before = (places - 1 - first).to(ids.device)  # what predicts them
+            logits = model(input_ids=ids[:, first:end], use_cache=False, logits_to_keep=before).logits[0]
+            losses[places] = _loss(logits, ids[0, places.to(ids.device)].to(logits.device))
         if progress is not None:
             progress(end, last)
     return losses

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ from memcore.evaluation.ways import PIECE, WAYS, check_ways, memory_for, read_as
 PERPLEXITY_WAYS: Final = {"chunks": "the plain model, one window after the other", **WAYS}
 """Ways of reading a text here. The window slides by half of itself."""
 
+BLOCK: Final = 64
+"""Scored tokens whose losses are kept as one mean."""
+
 
 @attrs.frozen(kw_only=True)
 class Perplexity:
@@ -27,12 +32,15 @@ class Perplexity:
 
     Attributes:
         losses: mean negative log-likelihood, in nats a token, of the tokens scored at each length of context.
+        blocks: the same of each :data:`BLOCK` tokens scored, in order: what two ways differ by varies less from block
+            to block than either of them.
         tokens: how many were scored at each.
         read: tokens read.
         seconds: for reading and scoring.
     """
 
     losses: dict[int, float]
+    blocks: dict[int, list[float]]
     tokens: int
     read: int
     seconds: float
@@ -58,11 +66,9 @@ def _reading(model: Any, way: str, config: MemoryConfig) -> Iterator[Callable[..
     strides = {"chunks": config.window, "window": config.window // 2}
     with read_as(model, "window" if way in strides else way, config):
         if way in strides:
-            yield lambda ids, spans, progress: windowed_losses(
-                model, ids, spans, window=config.window, stride=strides[way], progress=progress
-            )
+            yield functools.partial(windowed_losses, model, window=config.window, stride=strides[way])
         else:
-            yield lambda ids, spans, progress: cached_losses(model, ids, spans, piece=PIECE, progress=progress)
+            yield functools.partial(cached_losses, model, piece=PIECE)
 
 
 def perplexity(
@@ -73,6 +79,7 @@ def perplexity(
     config: MemoryConfig,
     contexts: Sequence[int],
     scored: int,
+    every: int = 1,
     progress: Progress | None = None,
 ) -> Perplexity:
     """Score one text, from its beginning, read in one way.
@@ -86,7 +93,8 @@ def perplexity(
         way: one of :data:`PERPLEXITY_WAYS`.
         config: the memory's; its window is that of every way that has one.
         contexts: lengths of context, in tokens.
-        scored: tokens scored at the end of each.
+        scored: length of what is scored at the end of each.
+        every: 1 to score all of it, ``n`` for every ``n``-th token.
         progress: told how far it is.
 
     Raises:
@@ -97,10 +105,12 @@ def perplexity(
         raise EvaluationError(f"the text has {ids.shape[1]:,} tokens, fewer than the context of {spans[-1][1]:,}")
     begun = time.perf_counter()
     with _reading(model, way, config) as losses_of:
-        losses = losses_of(ids, spans, progress)
+        losses = losses_of(ids, spans, every=every, progress=progress)
+    at = {end: losses[begin:end:every] for begin, end in spans}
     return Perplexity(
-        losses={end: float(losses[begin:end].mean()) for begin, end in spans},
-        tokens=scored,
+        losses={end: float(each.mean()) for end, each in at.items()},
+        blocks={end: [round(float(block.mean()), 5) for block in each.split(BLOCK)] for end, each in at.items()},
+        tokens=len(range(0, scored, every)),
         read=spans[-1][1],
         seconds=time.perf_counter() - begun,
     )
@@ -114,6 +124,7 @@ def evaluate(
     config: MemoryConfig,
     contexts: Sequence[int],
     scored: int,
+    every: int = 1,
     record: Record,
     progress: Callable[[str], Progress] | None = None,
 ) -> None:
@@ -125,7 +136,8 @@ def evaluate(
         ways: see :data:`PERPLEXITY_WAYS`.
         config: the memory's.
         contexts: lengths of context, in tokens.
-        scored: tokens scored at the end of each.
+        scored: length of what is scored at the end of each.
+        every: 1 to score all of it, ``n`` for every ``n``-th token.
         record: where results go, as ``text / way``.
         progress: given what is read, returns what is told how far it is.
     """
@@ -141,6 +153,7 @@ def evaluate(
                     config=config,
                     contexts=contexts,
                     scored=scored,
+                    every=every,
                     progress=progress(key) if progress is not None else None,
                 )
                 record.add(key, attrs.asdict(done))
@@ -154,4 +167,28 @@ def summary(results: dict[str, Any], ways: Sequence[str]) -> dict[str, dict[int,
         contexts = sorted({int(context) for row in rows for context in row})
         by_context = {context: [{int(c): v for c, v in row.items()}[context] for row in rows] for context in contexts}
         table[way] = {context: math.exp(sum(losses) / len(losses)) for context, losses in by_context.items()}
+    return table
+
+
+def relative(results: dict[str, Any], way: str, to: str) -> dict[int, tuple[float, float]]:
+    """Return how many times the perplexity of another way one way has, at each context, and the standard error of that.
+
+    Only texts count that were read in both ways. Their difference is taken block by block, all blocks alike.
+
+    Args:
+        results: of a record.
+        way: the way in question.
+        to: the way that it is compared with.
+    """
+    texts = [key.rpartition(" / ")[0] for key in results if key.rpartition(" / ")[2] == way]
+    pairs = [(results[f"{text} / {way}"], results[f"{text} / {to}"]) for text in texts if f"{text} / {to}" in results]
+    differences: dict[int, list[float]] = {}
+    for mine, theirs in pairs:
+        for context, blocks in mine["blocks"].items():
+            other = {int(key): value for key, value in theirs["blocks"].items()}[int(context)]
+            differences.setdefault(int(context), []).extend(a - b for a, b in zip(blocks, other, strict=True))
+    table = {}
+    for context, each in sorted(differences.items()):
+        ratio = math.exp(statistics.fmean(each))
+        table[context] = (ratio, ratio * statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan)
     return table

@@ -17,7 +17,7 @@ import memcore
 from memcore import EvaluationError, MemoryConfig
 from memcore.evaluation import perplexity as module
 from memcore.evaluation.losses import cached_losses
-from memcore.evaluation.perplexity import PERPLEXITY_WAYS, evaluate, perplexity, summary
+from memcore.evaluation.perplexity import PERPLEXITY_WAYS, evaluate, perplexity, relative, summary
 from memcore.evaluation.record import Record
 
 SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2)
@@ -36,6 +36,38 @@ def test_every_way_gives_the_mean_loss_of_the_same_tokens(way: str) -> None:
     full = cached_losses(model, TEXT, [(40, 60), (100, 120)], piece=64)
     expected = {60: float(full[40:60].mean()), 120: float(full[100:120].mean())}
     assert (result.losses == pytest.approx(expected, abs=1e-5)) is (way == "full")
+
+
+def test_blocks_are_what_the_mean_is_of() -> None:
+    result = perplexity(tiny_model("llama"), TEXT, "memory", config=SMALL, contexts=[150], scored=100)
+    assert len(result.blocks[150]) == 2
+    mean = (64 * result.blocks[150][0] + 36 * result.blocks[150][1]) / 100
+    assert mean == pytest.approx(result.losses[150], abs=1e-4)
+
+
+@pytest.mark.parametrize("way", ["window", "full", "memory"])
+def test_every_third_token_is_scored_as_among_all(way: str) -> None:
+    model = tiny_model("llama")
+    options: dict[str, Any] = {"config": SMALL, "contexts": [60, 150], "scored": 40}
+    few = perplexity(model, TEXT, way, every=3, **options)
+    assert few.tokens == 14
+    with module._reading(model, way, SMALL) as losses_of:
+        every_one = losses_of(TEXT, [(20, 60), (110, 150)], every=1, progress=None)
+    assert few.losses[150] == pytest.approx(float(every_one[110:150:3].mean()), abs=1e-5)
+    assert few.losses[60] == pytest.approx(float(every_one[20:60:3].mean()), abs=1e-5)
+
+
+def test_ways_are_compared_block_by_block() -> None:
+    results = {
+        "one / memory": {"blocks": {"100": [2.0, 3.0]}},
+        "one / full": {"blocks": {100: [1.9, 3.1]}},
+        "two / memory": {"blocks": {"100": [4.0]}},
+        "two / full": {"blocks": {"100": [3.7]}},
+        "three / memory": {"blocks": {"100": [9.0]}},
+    }
+    ratio, error = relative(results, "memory", "full")[100]
+    assert ratio == pytest.approx(math.exp(0.1))
+    assert error == pytest.approx(math.exp(0.1) * 0.2 / math.sqrt(3))
 
 
 def test_with_everything_recalled_memory_is_full_attention() -> None:

@@ -25,6 +25,7 @@ def ppl(
     output: OutputOption,
     context: Annotated[list[int], typer.Option(help="Length of context, in tokens; may be repeated.")],
     scored: Annotated[int, typer.Option(min=1, help="Tokens scored at the end of each context.")] = 1024,
+    every: Annotated[int, typer.Option(min=1, help="Score every N-th of these only: logits cost time.")] = 1,
     way: Annotated[
         list[str] | None,
         typer.Option(help="How to read: chunks, window, full, streaming, random, memory, memory:BACKEND."),
@@ -66,6 +67,7 @@ def ppl(
             **setting.record,
             "contexts": sorted(context),
             "scored": scored,
+            **({"every": every} if every > 1 else {}),
         },
     )
     with reading_progress() as start:
@@ -76,6 +78,7 @@ def ppl(
             config=setting.memory,
             contexts=context,
             scored=scored,
+            every=every,
             record=record,
             progress=lambda key: start(key, max(context)),
         )
