@@ -41,6 +41,7 @@ from memcore.errors import (
     UnsupportedCacheError,
     UnsupportedInputError,
     UnsupportedModelError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ __all__ = [
     "UnsupportedCacheError",
     "UnsupportedInputError",
     "UnsupportedModelError",
+    "WriteError",
     "__version__",
     "from_pretrained",
     "hookimpl",

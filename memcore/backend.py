@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -11,6 +12,7 @@ import attrs
 from torch import Tensor
 
 from memcore.chunk import ChunkBatch, SearchResult
+from memcore.errors import BackendError
 
 
 @attrs.frozen(kw_only=True)
@@ -211,6 +213,25 @@ class PersistentBackend(MemoryBackend):
         Args:
             progress: called with (entries done, entries in all).
         """
+
+    @classmethod
+    def salvage(
+        cls, options: object, target: Path | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> list[Damage]:
+        """Copy what is sound of a memory that is damaged, so that it may not open any more; return what is not.
+
+        Chunks keep their ids. A backend may do without.
+
+        Args:
+            options: an instance of ``Options``; nobody may have the memory open for writing.
+            target: where to; nothing may be there. None to copy nothing, and only tell.
+            progress: called with (entries done, entries in all).
+
+        Raises:
+            BackendError: the backend cannot do it, or it cannot be read or written.
+            CorruptedError: nothing can be read.
+        """
+        raise BackendError(f"{cls.__name__} cannot copy what is sound of a damaged memory; restore it from a copy")
 
     @abstractmethod
     def compact(self) -> None:

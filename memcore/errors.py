@@ -91,6 +91,10 @@ class SessionMismatchError(SessionError):
     """A session was made with another model, tokenizer or configuration than the one that asks for it."""
 
 
+class WriteError(MemcoreError, OSError):
+    """A file could not be written; what was there is as it was."""
+
+
 class EvaluationError(MemcoreError, ValueError):
     """An evaluation cannot be done as asked, or not go on from the results that are there."""
 

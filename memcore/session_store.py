@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from memcore.errors import ConfigError, CorruptedError, SessionError, UnknownSessionError
+from memcore.errors import BackendError, ConfigError, CorruptedError, SessionError, UnknownSessionError
 from memcore.options import describe, nearest, structure_options, unstructure
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _INFO: Final = "session/"
 _STATE: Final = "session-state/"
+
+_COPYING: Final = "session-copy/"
+"""Begins the name of the record that is there while a session of that name is being made as a copy of another."""
 
 _INFO_TENSOR: Final = "info"
 """The session's info as JSON, uint8, in the record of its state: a backend may commit the two records one by one."""
@@ -103,6 +107,8 @@ def check_name(name: object) -> str:
 class SessionStore:
     """The sessions in a bank. With a persistent backend they are there again in the next process.
 
+    What a copy that was cut short has left is dropped at the beginning, if the backend can be written to.
+
     Args:
         bank: where their chunks are.
     """
@@ -110,6 +116,12 @@ class SessionStore:
     def __init__(self, bank: MemoryBank) -> None:
         self.bank = bank
         self._kept: dict[str, bytes] = {}  # the records, if the backend keeps none
+        if self._persistent and not bank.read_only:
+            left = [name for name in self._persistent.record_names() if name.startswith(_COPYING)]
+            for name in left:
+                self._undo_copy(name.removeprefix(_COPYING))
+            if left:
+                bank.flush()
 
     def names(self) -> list[str]:
         """Return the names of all sessions, sorted."""
@@ -166,19 +178,32 @@ class SessionStore:
     def copy(self, source: str, target: str) -> None:
         """Make ``target`` a session like ``source``, apart from it from now on.
 
+        It is there all at once, when everything has been copied; or not at all, if this fails or the process ends.
+
         Raises:
             UnknownSessionError: there is no ``source``.
             SessionError: there is a ``target`` already; drop it first.
             ReadOnlyError: the backend is read-only.
+            BackendError: there is no room.
         """
         self.info(source)
         info, state = self.load(source)
         if check_name(target) in self:
             raise SessionError(f"there is a session {target!r} already; drop it first, or choose another name")
         twin = attrs.evolve(info, name=target)
-        for layer in info.next_ids:
-            self.bank.fork(info.namespace(layer), twin.namespace(layer))
-        self.save(twin, state)
+        try:
+            self._write(_COPYING + target, b"")
+            for layer in info.next_ids:
+                self.bank.fork(info.namespace(layer), twin.namespace(layer))
+            self.bank.flush()  # which a backend may do in several steps
+            self._drop_record(_COPYING + target)
+            self.save(twin, state)
+        except BaseException:
+            if not self.bank.read_only:
+                self._undo_copy(target)
+                with contextlib.suppress(BackendError):  # it is made durable later, or undone again when next opened
+                    self.bank.flush()
+            raise
 
     def drop(self, name: str) -> None:
         """Forget a session, its chunks included.
@@ -187,20 +212,24 @@ class SessionStore:
             UnknownSessionError: there is none of that name.
             ReadOnlyError: the backend is read-only.
         """
-        info = self.info(name)
-        for namespace in self.bank.namespaces():  # also what an interrupted reading left in layers new to the session
-            row_name, _, layer = namespace.rpartition("/layer")
-            if row_name == info.row_name and layer.isdecimal():
-                self.bank.drop(namespace)
-        for record in (_INFO + name, _STATE + name):
-            if self._persistent:
-                self._persistent.drop_record(record)
-            self._kept.pop(record, None)
+        self._drop_contents(self.info(name))
         self.bank.flush()
 
     def nbytes(self, info: SessionInfo) -> int:
         """Return the bytes that a session's chunks take."""
         return sum(self.bank.nbytes(info.namespace(layer)) for layer in info.next_ids)
+
+    def _drop_contents(self, info: SessionInfo) -> None:
+        for namespace in self.bank.namespaces():  # also what an interrupted reading left in layers new to the session
+            row_name, _, layer = namespace.rpartition("/layer")
+            if row_name == info.row_name and layer.isdecimal():
+                self.bank.drop(namespace)
+        for record in (_INFO + info.name, _STATE + info.name):
+            self._drop_record(record)
+
+    def _undo_copy(self, target: str) -> None:
+        self._drop_contents(SessionInfo(name=target))
+        self._drop_record(_COPYING + target)
 
     @property
     def _persistent(self) -> PersistentBackend | None:
@@ -214,6 +243,12 @@ class SessionStore:
             self._persistent.write_record(record, value)
         else:
             self._kept[record] = value
+
+    def _drop_record(self, record: str) -> None:
+        if self._persistent:
+            self._persistent.drop_record(record)
+        else:
+            self._kept.pop(record, None)
 
 
 def _parsed(name: str, record: bytes) -> SessionInfo:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from memcore.approximate_index import ApproximateIndex, Coverage
 from memcore.chunk_table import ChunkTable
 from memcore.errors import BackendError, ConfigError, CorruptedError
+from memcore.files import sync
 from memcore_hnswlib.graph import HnswlibVectors
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ _BUILT_BY: Final = ("M", "ef_construction", "seed")
 
 
 def write(folder: Path, contents: Mapping[str, tuple[ChunkTable, ApproximateIndex]], options: HnswlibOptions) -> None:
-    """Save namespaces, in place of what was saved there.
+    """Save namespaces, in place of what was saved there. It is durable when this returns.
 
     Payloads of one namespace at a time are copied in memory.
 
     Raises:
         BackendError: the folder cannot be written to; what was saved there is as it was.
     """
+    files = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         last = max((int(old.name) for old in folder.iterdir() if old.name.isdecimal()), default=0)
@@ -61,14 +62,21 @@ def write(folder: Path, contents: Mapping[str, tuple[ChunkTable, ApproximateInde
         new = files / MANIFEST
         new.write_text(json.dumps(manifest, indent=1) + "\n")
         for written in (*files.iterdir(), files):
-            _sync(written)
+            sync(written)
         new.replace(folder / MANIFEST)
-        _sync(folder)
+    except BaseException as error:
+        if files is not None:
+            shutil.rmtree(files, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise BackendError(f"cannot save to {folder}: {error}; what was saved there is as it was") from error
+        raise
+    try:
+        sync(folder)
         for old in folder.iterdir():
             if old.name.isdecimal() and old != files:
                 shutil.rmtree(old)
     except OSError as error:
-        raise BackendError(f"cannot save to {folder}: {error}") from error
+        raise BackendError(f"saved to {folder}, but perhaps not for good yet: {error}") from error
 
 
 def read(folder: Path, options: HnswlibOptions) -> dict[str, tuple[ChunkTable, ApproximateIndex]]:
@@ -177,12 +185,3 @@ def _intact(folder: Path, described: dict[str, Any]) -> Path:
     if not path.exists() or _described(path) != described:
         raise CorruptedError(f"{path} is not as it was saved: another size or checksum, or missing")
     return path
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or a folder's list of files, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

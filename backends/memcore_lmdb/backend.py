@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -38,8 +39,9 @@ from memcore_lmdb.options import LmdbOptions
 from memcore_lmdb.overlay import Overlay
 from memcore_lmdb.payload import PayloadLayout
 from memcore_lmdb.reading import read_chunks
+from memcore_lmdb.salvage import salvage
 from memcore_lmdb.search import search
-from memcore_lmdb.verification import verify
+from memcore_lmdb.verification import Inspection
 
 
 class LmdbBackend(PersistentBackend):
@@ -241,8 +243,17 @@ class LmdbBackend(PersistentBackend):
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Read everything that was committed: see :meth:`memcore.backend.PersistentBackend.verify`."""
-        with self._using(), self._environment.read() as txn:
-            return verify(txn, progress)
+        with self._using(), self._environment.snapshot() as snapshot:
+            return Inspection(snapshot, progress).damage
+
+    @classmethod
+    def salvage(
+        cls, options: object, target: Path | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> list[Damage]:
+        """Copy what is sound: see :meth:`memcore.backend.PersistentBackend.salvage`."""
+        if not isinstance(options, LmdbOptions):
+            raise ConfigError(f"{cls.__name__} takes LmdbOptions, got {type(options).__qualname__}")
+        return salvage(options.path, target, progress)
 
     def compact(self) -> None:
         """Flush, and write the file anew without what is free in it.
@@ -339,7 +350,7 @@ class _Turn(AbstractContextManager[None]):
 def _open(options: LmdbOptions) -> tuple[Environment, Callable[[], None]]:
     """Open the environment, locked against other writers, and return it with what lets go of both."""
     if options.read_only:
-        environment = Environment.open(options.path)
+        environment = Environment.open(options.path, trusting=options.verify == "never")
         return environment, functools.partial(_let_go, environment, None, os.getpid())
     prepare_folder(options.path)
     lock = FileLock(options.path / WRITER_LOCK, thread_local=False)  # any thread may close
@@ -356,7 +367,7 @@ def _open(options: LmdbOptions) -> tuple[Environment, Callable[[], None]]:
         ) from error
     try:
         writing = Writing(map_size=options.map_size, max_map_size=options.max_map_size, sync=options.sync)
-        environment = Environment.open(options.path, writing)
+        environment = Environment.open(options.path, writing, trusting=options.verify == "never")
     except BaseException:
         lock.release()
         raise

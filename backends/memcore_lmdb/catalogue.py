@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from memcore.errors import CorruptedError
 from memcore_lmdb.blocks import read_blocks
 from memcore_lmdb.format import NAMESPACE, NamespaceRecord, keys_from, name_key
 from memcore_lmdb.namespace import Namespace
@@ -38,7 +39,11 @@ class Catalogue:
         where = f"namespace {name!r}"
         record = NamespaceRecord.unpack(value, where)
         known = before.stored if before is not None and before.record.number == record.number else ()
-        namespace = Namespace(record, read_blocks(txn, record.number, where, known))
+        blocks = read_blocks(txn, record.number, where, known)
+        listed = sum(map(len, blocks))
+        if listed != record.count:
+            raise CorruptedError(f"{where}: {listed} chunks are listed, and {record.count} counted")
+        namespace = Namespace(record, blocks)
         self.put(namespace)
         return namespace
 

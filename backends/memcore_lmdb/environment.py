@@ -16,6 +16,7 @@ import attrs
 import lmdb
 
 from memcore.errors import BackendError, CorruptedError
+from memcore.files import sync
 from memcore_lmdb.folder import (
     UNFINISHED_COPY,
     current_file,
@@ -23,9 +24,9 @@ from memcore_lmdb.folder import (
     next_file,
     prepare_folder,
     remove_leftovers,
-    sync_folder,
 )
 from memcore_lmdb.format import COUNTER, HEADER, check_header, seal, write_header
+from memcore_lmdb.pages import Snapshot
 
 T = TypeVar("T")
 
@@ -64,14 +65,16 @@ class Environment:
         self._env: lmdb.Environment | None = None
         self._file = first_file(folder)
         self._last_txn = 0
+        self._trusting = False
 
     @classmethod
-    def open(cls, folder: Path, writing: Writing | None = None) -> Environment:
+    def open(cls, folder: Path, writing: Writing | None = None, *, trusting: bool = False) -> Environment:
         """Open the memory in a folder.
 
         Args:
             folder: where it is; made with an empty memory in it if ``writing``.
             writing: how to write, or None to read only. The caller makes sure that there is one writer.
+            trusting: whether the pages that LMDB relies on need not be checked, if this is the first to open it.
 
         Raises:
             BackendError: it cannot be opened.
@@ -87,8 +90,10 @@ class Environment:
                 try:
                     if writing is not None:
                         prepare_folder(folder)
+                        found._trusting = trusting
                         found._write_from_now_on(writing)
                     elif found._env is None:
+                        found._trusting = trusting
                         found._open()
                 except BaseException:
                     found._forget_if_unused()
@@ -117,6 +122,25 @@ class Environment:
             BackendError: LMDB fails in another way.
         """
         return _Reading(self)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Give what was last committed, to be read without LMDB, for as long as the block.
+
+        Raises:
+            CorruptedError: the file is none of LMDB's.
+            BackendError: it cannot be read.
+        """
+        for _ in range(_TRIES):
+            with self.read() as txn:  # which keeps its pages from being used again
+                try:
+                    snapshot = Snapshot(self._file, txn.id())
+                except LookupError:
+                    continue  # two commits came between
+                with snapshot:
+                    yield snapshot
+                return
+        raise BackendError(f"{self._file} is written to so often that it cannot be read; try again")
 
     def write(self, change: Callable[[Any], T], size: int) -> T:
         """Call ``change`` with a transaction, commit, and return what it returned.
@@ -168,7 +192,7 @@ class Environment:
                 copy.unlink(missing_ok=True)
                 raise
             try:
-                sync_folder(self.folder)
+                sync(self.folder)
             finally:  # from now on the new file is the memory, and nothing may be written to the old one any more
                 self._shut()
                 self._open()
@@ -234,9 +258,10 @@ class Environment:
         writing = self._writing
         settings: dict[str, Any] = {"subdir": False, "create": create, "mode": 0o644, "readonly": writing is None}
         settings["max_readers"] = _MOST_READERS
+        if hasattr(lmdb.Environment, "lib_version"):
+            settings["lib_version"] = 0  # of the format of new files
         if writing is not None:
-            sync = writing.sync
-            settings.update(sync=sync, metasync=sync, map_size=max(writing.map_size, _size(self._file)))
+            settings.update(sync=writing.sync, metasync=writing.sync, map_size=max(writing.map_size, _size(self._file)))
         else:
             settings.update(map_size=max(_SLACK, _size(self._file)))
         try:
@@ -260,6 +285,8 @@ class Environment:
             if stat["entries"] and missing > 0:
                 raise CorruptedError(f"{self._file} is cut short: {missing} bytes are missing; restore it from a copy")
             self._last_txn = info["last_txnid"]
+            if not self._trusting:
+                self._check_pages()
             empty = not stat["entries"]
             if not empty:
                 check_header(txn.get(HEADER), str(self._file))
@@ -267,7 +294,18 @@ class Environment:
             raise BackendError(f"{self._file} is new and nothing was written to it; open it for writing first")
         if empty:
             self.write(_write_header, 0)
-            sync_folder(self.folder)
+            sync(self.folder)
+
+    def _check_pages(self) -> None:
+        """Raise if LMDB might stumble over what it finds: it can end the process."""
+        with self.snapshot() as snapshot:
+            problems = snapshot.check()
+        if problems:
+            more = f", and {len(problems) - 1} problems more" if len(problems) > 1 else ""
+            raise CorruptedError(
+                f"{self._file} is damaged: {problems[0]}{more}. `memcore memory verify {self.folder}` lists what is "
+                f"lost, `memcore memory salvage {self.folder} TARGET` copies what is sound; or restore it from a copy"
+            )
 
     def _begin(self) -> Any:
         """Begin to read, from the current file and with a map as large as it is."""

@@ -76,18 +76,6 @@ def remove_leftovers(file: Path) -> None:
                 (file.parent / name).unlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names of files durable, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _file(folder: Path, generation: int) -> Path:
     return folder / f"memory-{generation:06}.lmdb"
 

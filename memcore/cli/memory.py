@@ -11,7 +11,7 @@ import typer
 from memcore.cli.output import console, errors, print_json, reading_progress
 
 if TYPE_CHECKING:
-    from memcore.backend import PersistentBackend
+    from memcore.backend import Damage, PersistentBackend
     from memcore.session_store import SessionInfo, SessionStore
 
 app = typer.Typer(no_args_is_help=True, help="Look into a memory on disk, check it, and clean it up.")
@@ -73,16 +73,45 @@ def inspect(path: Folder, session: Name, backend: Backend = "lmdb", as_json: Jso
 @app.command("verify")
 def verify(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
     """Read everything and compare it with its checksums. Exits with 1 if anything is damaged."""
-    import attrs
+    from memcore.backend import Damage
+    from memcore.errors import BackendError, CorruptedError
 
-    with _opened(path, backend) as (held, _), reading_progress("entries") as start:
-        damage = held.verify(start("checking", None))
-    if as_json:
-        print_json([attrs.asdict(each) for each in damage])
-    else:
-        for each in damage:
-            console.print(str(each), style="red", soft_wrap=True)
+    with reading_progress("entries") as start:
+        told = start("checking", None)
+        try:
+            with _opened(path, backend) as (held, _):
+                damage = held.verify(told)
+        except CorruptedError as error:  # it cannot be opened, or not by all that it takes to list sessions
+            try:
+                kind, options = _kind_and_options(path, backend, read_only=True)
+                damage = kind.salvage(options, None, told)
+            except BackendError:
+                damage = []
+            damage = damage or [Damage(problem=str(error))]
+    _print_damage(damage, as_json)
+    if not as_json:
         console.print(f"{len(damage):,} damaged" if damage else "everything is as it was written")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command("salvage")
+def salvage(
+    path: Folder,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A new folder to copy to.")],
+    backend: Backend = "lmdb",
+    as_json: Json = False,
+) -> None:
+    """Copy what is sound of a damaged memory to a new folder, and say what is lost. Exits with 1 if anything is."""
+    from pathlib import Path
+
+    kind, options = _kind_and_options(path, backend, read_only=True)
+    with reading_progress("entries") as start:
+        damage = kind.salvage(options, Path(target), start("reading", None))
+    _print_damage(damage, as_json)
+    if not as_json:
+        lost = f"; {len(damage):,} damaged, see above" if damage else "; nothing was damaged"
+        console.print(f"what is sound is in {target}{lost}", soft_wrap=True)
     if damage:
         raise typer.Exit(1)
 
@@ -127,36 +156,52 @@ def drop(
 @contextmanager
 def _opened(path: str, backend: str, *, write: bool = False) -> Iterator[tuple[PersistentBackend, SessionStore]]:
     """Open a memory, read-only unless it is to be changed."""
+    from memcore.bank import MemoryBank
+    from memcore.eviction_policies import FifoEviction
+    from memcore.session_store import SessionStore
+
+    def opened(*, read_only: bool) -> PersistentBackend:
+        kind, options = _kind_and_options(path, backend, read_only=read_only)
+        return kind(options)
+
+    if write:
+        opened(read_only=True).close()  # a writer would make a memory where there is none
+    held = opened(read_only=not write)
+    try:
+        bank = MemoryBank(held, FifoEviction(), capacity=None)
+        yield held, SessionStore(bank)
+        bank.close()
+    finally:
+        held.close()
+
+
+def _kind_and_options(path: str, backend: str, *, read_only: bool) -> tuple[type[PersistentBackend], object]:
+    """Return the class of a backend, and its options for what is there."""
     from pathlib import Path
 
     from memcore.backend import PersistentBackend
-    from memcore.bank import MemoryBank
     from memcore.errors import ConfigError
-    from memcore.eviction_policies import FifoEviction
     from memcore.options import structure_options
     from memcore.plugins import registry
-    from memcore.session_store import SessionStore
 
     if not Path(path).exists():
         raise ConfigError(f"there is no memory at {path!r}")
     kind = registry().load_component("backends", backend)
     if not issubclass(kind, PersistentBackend):
         raise ConfigError(f"backend {backend!r} keeps nothing on disk")
+    values: dict[str, object] = {"path": path, "read_only": read_only}
+    options: object = structure_options(kind.Options, values, f"backend_options of {backend!r}")
+    return kind, options
 
-    def opened(*, read_only: bool) -> PersistentBackend:
-        values: dict[str, object] = {"path": path, "read_only": read_only}
-        options: object = structure_options(kind.Options, values, f"backend_options of {backend!r}")
-        made: PersistentBackend = kind(options)
-        return made
 
-    if write:
-        opened(read_only=True).close()  # a writer would make a memory where there is none
-    held = opened(read_only=not write)
-    bank = MemoryBank(held, FifoEviction(), capacity=None)
-    try:
-        yield held, SessionStore(bank)
-    finally:
-        bank.close()
+def _print_damage(damage: list[Damage], as_json: bool) -> None:
+    import attrs
+
+    if as_json:
+        print_json([attrs.asdict(each) for each in damage])
+    else:
+        for each in damage:
+            console.print(str(each), style="red", soft_wrap=True)
 
 
 def _summary(sessions: SessionStore, info: SessionInfo) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_an_old_state_is_removed_when_the_new_one_is_complete(saved: Path) -> No
     assert sorted(path.name for path in saved.iterdir()) == ["2", snapshot.MANIFEST]
 
 
-@pytest.mark.parametrize("step", ["save_file", "_described", "_sync"])
+@pytest.mark.parametrize("step", ["save_file", "_described", "sync"])
 def test_a_save_that_fails_leaves_the_old_state(saved: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left on device")

@@ -1,0 +1,353 @@
+"""An LMDB file read page by page, without LMDB.
+
+LMDB trusts its file: on a page whose bytes have changed it may read beyond the map, or end the process. So before it
+is let at a file, and when what is left of a damaged one is wanted, the pages are read here, where nothing is trusted.
+The format is that of LMDB 0.9 on 64-bit, little-endian machines: pages of a fixed size, of which the first two are
+*metas* and hold the roots of two trees, that of free pages and that of entries. A transaction writes new pages and then
+the older of the two metas.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import attrs
+
+from memcore.errors import CorruptedError
+
+_METAS: Final = 2
+_MAGIC: Final = 0xBEEFC0DE
+_VERSION: Final = 1
+
+_BRANCH: Final = 1
+_LEAF: Final = 2
+_OVERFLOW: Final = 4
+
+_LARGE: Final = 1
+"""Flag of a node whose value has pages of its own."""
+
+_NO_PAGE: Final = (1 << 64) - 1
+_DEEPEST: Final = 32
+
+_META: Final = struct.Struct("<16x I I 16x")
+_TREE: Final = struct.Struct("<I H H 24x Q Q")
+_AFTER_TREES: Final = struct.Struct("<Q Q")
+_HEADER: Final = struct.Struct("<Q H H H H")
+_OVERFLOW_HEADER: Final = struct.Struct("<Q H H I")
+_NODE: Final = struct.Struct("<H H H H")
+_NUMBER: Final = struct.Struct("<Q")
+
+
+@attrs.frozen(kw_only=True)
+class Tree:
+    """Where a tree begins.
+
+    Attributes:
+        root: number of its first page.
+        depth: levels of pages.
+        entries: that it should have.
+    """
+
+    root: int
+    depth: int
+    entries: int
+
+
+@attrs.frozen(kw_only=True)
+class Meta:
+    """What one of the two metas says.
+
+    Attributes:
+        number: of its page.
+        page_size: bytes.
+        free: the tree of free pages.
+        main: the tree of entries.
+        last_page: the highest number in use, or that of the last page in the file if that is lower.
+        transaction: which wrote it.
+    """
+
+    number: int
+    page_size: int
+    free: Tree
+    main: Tree
+    last_page: int
+    transaction: int
+
+
+@attrs.frozen
+class Place:
+    """Where a value lies.
+
+    Attributes:
+        at: place of its first byte in the file.
+        size: bytes.
+        pages: of its own, if it has any; a header of 16 bytes comes before it then.
+    """
+
+    at: int
+    size: int
+    pages: int = 0
+
+
+class Snapshot:
+    """A file as one transaction has left it. Close it, or use it as a context.
+
+    Attributes:
+        meta: of the transaction.
+        problems: what was found to be wrong so far, in words, with the number of the page.
+
+    Args:
+        path: of the file.
+        transaction: which; None for the newest of which entries can be found.
+
+    Raises:
+        CorruptedError: it is no such file, or both metas are damaged.
+        LookupError: there is no such transaction, any more.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, transaction: int | None = None) -> None:
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            self.size = os.fstat(self._file).st_size
+            metas = sorted(self._metas(), key=lambda meta: -meta.transaction)
+            if not metas:
+                raise CorruptedError(f"{path} is no LMDB file of format {_VERSION}, or its first two pages are damaged")
+            self._of_metas = _problems_of_metas(metas)
+            if transaction is not None:
+                metas = [meta for meta in metas if meta.transaction == transaction]
+                if not metas:
+                    raise LookupError(f"{path} has no transaction {transaction}")
+            for meta in metas:
+                self._begin(meta)
+                if transaction is not None or next(iter(self.entries()), None) is not None:
+                    break
+            else:
+                meta = metas[0]
+            self._begin(meta)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self) -> list[str]:
+        """Read both trees and return what is wrong with them, in words: all that LMDB relies on but values."""
+        for _ in self.entries():
+            pass
+        self.check_free()
+        return self.problems
+
+    def entries(self) -> Iterator[tuple[bytes, Place]]:
+        """Yield the keys, as they should be in ascending order, and where their values are, as far as can be read."""
+        yield from self._walk(self.meta.main)
+
+    def lost_entries(self) -> Iterator[tuple[bytes, Place]]:
+        """Yield what the tree of entries should lead to and does not, after :meth:`entries`: of a page between.
+
+        These are on pages that are neither free nor known otherwise.
+        """
+        if not self.check_free():
+            return  # what was deleted long ago could not be told from what is lost
+        for number in range(_METAS, self.meta.last_page + 1):
+            if not self._used[number]:
+                page = self._page(number)
+                if len(page) == self.meta.page_size and _HEADER.unpack_from(page)[:3:2] == (number, _LEAF):
+                    self._used[number] = 1
+                    yield from self._leaf(number, page)
+
+    def value(self, place: Place) -> bytes:
+        """Return the bytes of a value, fewer if the file ends before."""
+        return os.pread(self._file, place.size, place.at)
+
+    def problem(self, place: Place) -> str:
+        """Return what is wrong with the page before a value that has pages of its own, or nothing."""
+        if not place.pages:
+            return ""
+        number = place.at // self.meta.page_size
+        raw = os.pread(self._file, _OVERFLOW_HEADER.size, number * self.meta.page_size)
+        if len(raw) < _OVERFLOW_HEADER.size:
+            return f"page {number} is missing"
+        own, _, flags, pages = _OVERFLOW_HEADER.unpack(raw)
+        if (own, flags, pages) != (number, _OVERFLOW, place.pages):
+            return f"page {number} does not begin as it should"
+        return ""
+
+    def _begin(self, meta: Meta) -> None:
+        self.meta = meta
+        self.problems = list(self._of_metas)
+        self._used = bytearray(meta.last_page + 1)
+        self._free_is_whole: bool | None = None
+
+    def _metas(self) -> Iterator[Meta]:
+        # How large pages are is said by each of them, and where the second lies depends on it.
+        sizes = {1 << power for power in range(8, 17)}
+        for at, first in ((0, True), *((size, False) for size in sorted(sizes))):
+            raw = os.pread(self._file, 256, at)
+            if len(raw) < _META.size + 2 * _TREE.size + _AFTER_TREES.size:
+                continue
+            magic, version = _META.unpack_from(raw)
+            if (magic, version) != (_MAGIC, _VERSION):
+                continue
+            page_size, _, *free = _TREE.unpack_from(raw, _META.size)
+            _, flags, *main = _TREE.unpack_from(raw, _META.size + _TREE.size)
+            last_page, transaction = _AFTER_TREES.unpack_from(raw, _META.size + 2 * _TREE.size)
+            if page_size not in sizes or (not first and at != page_size) or flags:
+                continue
+            yield Meta(
+                number=int(not first),
+                page_size=page_size,
+                free=Tree(depth=free[0], entries=free[1], root=free[2]),
+                main=Tree(depth=main[0], entries=main[1], root=main[2]),
+                last_page=max(1, min(last_page, self.size // page_size - 1)),
+                transaction=transaction,
+            )
+
+    def _page(self, number: int) -> bytes:
+        size = self.meta.page_size
+        return os.pread(self._file, size, number * size)
+
+    def _say(self, number: int, problem: str) -> None:
+        self.problems.append(f"page {number} {problem}")
+
+    def _use(self, number: int, pages: int = 1) -> bool:
+        """Take note that pages are in use; return whether they can be and are not yet."""
+        if not _METAS <= number <= self.meta.last_page + 1 - pages:
+            self._say(number, "is named and beyond the end")
+            return False
+        if any(self._used[number : number + pages]):
+            self._say(number, "is named twice")
+            return False
+        self._used[number : number + pages] = b"\1" * pages
+        return True
+
+    def _walk(self, tree: Tree, *, free: bool = False) -> Iterator[tuple[bytes, Place]]:
+        """Yield all entries of a tree, and see that they are in order and as many as they should be."""
+        count, before = 0, b""
+        if tree.root != _NO_PAGE:
+            for key, place in self._below(tree.root, tree.depth):
+                order = key[::-1] if free else key  # little-endian numbers
+                if count and order <= before:
+                    self._say(place.at // self.meta.page_size, f"has the key {key.hex()} out of order")
+                before = order
+                count += 1
+                yield key, place
+        if count != tree.entries:
+            self.problems.append(f"there are {count} entries{' of free pages' * free} instead of {tree.entries}")
+
+    def _below(self, number: int, levels: int) -> Iterator[tuple[bytes, Place]]:
+        if not self._use(number):
+            return
+        page = self._page(number)
+        if len(page) < self.meta.page_size:
+            self._say(number, "is missing")
+            return
+        own, _, flags, _, _ = _HEADER.unpack_from(page)
+        if own != number or flags != (_LEAF if levels == 1 else _BRANCH):
+            self._say(number, "does not begin as it should")
+        if flags not in (_LEAF, _BRANCH):
+            flags = _LEAF if levels == 1 else _BRANCH
+        if flags == _LEAF:
+            yield from self._leaf(number, page)
+        elif levels > _DEEPEST or levels < 2:
+            self._say(number, "is deeper than the tree")
+        else:
+            for _, low, high, highest, _ in self._nodes(number, page):
+                yield from self._below(low | high << 16 | highest << 32, levels - 1)
+
+    def _leaf(self, number: int, page: bytes) -> Iterator[tuple[bytes, Place]]:
+        size = self.meta.page_size
+        for at, low, high, flags, key_size in self._nodes(number, page):
+            length = low | high << 16
+            data = at + _NODE.size + key_size
+            if flags == 0 and data + length <= size:
+                yield page[at + _NODE.size : data], Place(number * size + data, length)
+            elif flags == _LARGE and data + _NUMBER.size <= size:
+                (first,) = _NUMBER.unpack_from(page, data)
+                pages = (_HEADER.size + length - 1) // size + 1
+                if self._use(first, pages):
+                    yield page[at + _NODE.size : data], Place(first * size + _HEADER.size, length, pages)
+            else:
+                self._say(number, f"has a damaged entry at byte {at}")
+
+    def _nodes(self, number: int, page: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield where each node of a page begins, and the four numbers that it begins with."""
+        size = self.meta.page_size
+        lower, upper = _HEADER.unpack_from(page)[3:]
+        if _HEADER.size <= lower <= upper <= size and lower % 2 == 0:
+            places = struct.unpack_from(f"<{(lower - _HEADER.size) // 2}H", page, _HEADER.size)
+        else:
+            self._say(number, "does not begin as it should")
+            places = self._guessed_places(page)
+            lower = upper = _HEADER.size + 2 * len(places)
+        for at in places:
+            if not upper <= at <= size - _NODE.size:
+                self._say(number, f"has an entry at byte {at}")
+                continue
+            node = _NODE.unpack_from(page, at)
+            if at + _NODE.size + node[3] > size:
+                self._say(number, f"has a damaged entry at byte {at}")
+                continue
+            yield at, *node
+
+    def _guessed_places(self, page: bytes) -> tuple[int, ...]:
+        """Return where nodes begin, as far as their list goes on sensibly, up to the first node."""
+        places: list[int] = []
+        lowest = len(page)
+        while _HEADER.size + 2 * len(places) + 2 <= lowest:
+            (at,) = struct.unpack_from("<H", page, _HEADER.size + 2 * len(places))
+            if not _HEADER.size < at <= len(page) - _NODE.size:
+                break
+            places.append(at)
+            lowest = min(lowest, at)
+        return tuple(places)
+
+    def check_free(self) -> bool:
+        """Read which pages are free, and take note; return whether nothing is wrong with that."""
+        if self._free_is_whole is not None:
+            return self._free_is_whole
+        before = len(self.problems)
+        for key, place in self._walk(self.meta.free, free=True):
+            raw = self.value(place)
+            numbers = struct.unpack_from(f"<{len(raw) // 8}Q", raw)
+            page = place.at // self.meta.page_size
+            if len(key) != _NUMBER.size or len(raw) % 8 or not numbers or numbers[0] != len(numbers) - 1:
+                self._say(page, "has a damaged list of free pages")
+                continue
+            if problem := self.problem(place):
+                self.problems.append(problem)
+            if any(left <= right for left, right in itertools.pairwise(numbers[1:])):
+                self._say(page, "has a damaged list of free pages")
+                continue
+            for number in numbers[1:]:
+                self._use(number)
+        self._free_is_whole = len(self.problems) == before
+        return self._free_is_whole
+
+
+def _problems_of_metas(metas: list[Meta]) -> list[str]:
+    """Return what is wrong with the metas, newest first: transactions take turns with them."""
+    if len(metas) < _METAS:
+        return [f"page {1 - metas[0].number} is damaged, and with it perhaps what was committed last"]
+    new, old = (meta.transaction for meta in metas)
+    if new - old > 1 or (new and (new % 2 != metas[0].number or old == new)):
+        return ["pages 0 and 1 do not say which commit was the last"]
+    return []
