@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -85,17 +86,18 @@ def cached_losses(
         room = config.window + config.sinks
         cut = pieces(last, 0, room=room, segment=config.segment_length, question_tokens=0)
     ids, name = ids.to(model.device), cache_argument(model.forward)
-    for begin, end in cut:
-        # The logits at p are for the token at p + 1, and cost more than all else in a small model.
-        rows = wanted[begin + 1 : end + 1].nonzero().flatten()
-        keep = rows.to(ids.device) if len(rows) else 1
-        options = {name: cache, "use_cache": True, "logits_to_keep": keep}
-        logits = model(input_ids=ids[:, begin:end], **options).logits[0]
-        if len(rows):
-            places = begin + 1 + rows
-            losses[places] = _loss(logits, ids[0, places.to(ids.device)].to(logits.device))
-        if progress is not None:
-            progress(end, last)
+    with nullcontext() if memory is None else memory.reading(question=False):
+        for begin, end in cut:
+            # The logits at p are for the token at p + 1, and cost more than all else in a small model.
+            rows = wanted[begin + 1 : end + 1].nonzero().flatten()
+            keep = rows.to(ids.device) if len(rows) else 1
+            options = {name: cache, "use_cache": True, "logits_to_keep": keep}
+            logits = model(input_ids=ids[:, begin:end], **options).logits[0]
+            if len(rows):
+                places = begin + 1 + rows
+                losses[places] = _loss(logits, ids[0, places.to(ids.device)].to(logits.device))
+            if progress is not None:
+                progress(end, last)
     return losses
 
 

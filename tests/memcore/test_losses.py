@@ -56,6 +56,16 @@ def test_a_memory_that_recalls_everything_scores_as_full_attention() -> None:
     torch.testing.assert_close(cached_losses(model, TEXT, SPANS, piece=64), expected, atol=1e-4, rtol=0, equal_nan=True)
 
 
+def test_no_piece_of_a_text_is_taken_for_a_question() -> None:
+    model = tiny_model("llama")
+    memcore.wrap(model, window=32, sinks=4, chunk_size=8, top_k=2, segment=16)
+    lengths: list[int] = []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    cached_losses(model, TEXT, [(1, 100)], piece=32)
+    hook.remove()
+    assert lengths == [36, 16, 16, 16, 16]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_later_tokens_change_no_earlier_loss(wrapped: bool) -> None:
     model = tiny_model("llama")
