@@ -101,7 +101,7 @@ class Slots:
             self._write(self._blocks[number], slice(low, low + length), rows, slice(done, done + length))
             self._used += length
             done += length
-        return torch.cat((again, fresh)) if done else fresh
+        return torch.cat((again, fresh)) if again.shape[0] else fresh
 
     def take(self, slots: Tensor, *, pinned: bool = False) -> dict[str, Tensor]:
         """Copy out the rows in these slots, ``[N]`` int64 on the CPU, in this order, repeats allowed.

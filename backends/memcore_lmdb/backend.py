@@ -94,14 +94,15 @@ class LmdbBackend(PersistentBackend):
 
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
         """Add chunks: see :meth:`memcore.backend.MemoryBackend.store`."""
-        with self._using(to_write=True), torch.no_grad():
+        with self._using(to_write=True):
             state = self._find(namespace) or Namespace.new(namespace, chunks, self._options.compression)
             state.check(chunks)
-            size = state.layout.nbytes(len(chunks), sum(chunks.lengths.tolist()))
+            lengths: list[int] = chunks.lengths.tolist()
+            size = state.layout.nbytes(len(lengths), sum(lengths))
             if self._make_room(size):
                 state = self._find(namespace) or state
-            payloads = state.layout.encode(chunks, self._arena)
-            ids = self._edit(namespace, state).stage(payloads, chunks)
+            payloads = state.layout.encode(chunks, lengths, self._arena)
+            ids = self._edit(namespace, state).stage(payloads, lengths, chunks.embeddings)
             self._overlay.nbytes += size
             return ids
 

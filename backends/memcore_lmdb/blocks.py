@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -150,13 +151,8 @@ def new_entries(ids: Sequence[int], lengths: Sequence[int], vectors: Tensor) -> 
     """Return entries ``[M, 4]`` for chunks whose vectors are the rows of ``vectors``, ``[M, V, E]``, in this order."""
     flat = vectors.contiguous().view(-1).view(torch.uint8).numpy().data
     size = len(flat) // len(ids)
-    rows = [
-        (id, row, length, _signed(xxh3_64_intdigest(flat[row * size : (row + 1) * size])))
-        for row, (id, length) in enumerate(zip(ids, lengths, strict=True))
-    ]
+    # Through arrays and not tuples, of which so many would have Python look for garbage.
+    checksums = array("Q", [xxh3_64_intdigest(flat[row * size : (row + 1) * size]) for row in range(len(ids))])
     with torch.inference_mode(False):
-        return torch.tensor(rows, dtype=torch.int64)
-
-
-def _signed(checksum: int) -> int:
-    return checksum - (1 << 64) if checksum >> 63 else checksum
+        columns = (array("q", ids), array("q", range(len(ids))), array("q", lengths), checksums)
+        return torch.stack([torch.frombuffer(column, dtype=torch.int64) for column in columns], dim=1)

@@ -90,7 +90,7 @@ def _write_namespace(txn: Any, namespace: Namespace) -> Namespace:
     if len(staged):
         with torch.inference_mode(False), torch.no_grad():
             vectors = staged.vectors()
-            new = NewRows(new_entries(staged.ids, list(staged.lengths.values()), vectors), vectors)
+            new = NewRows(new_entries(staged.ids, staged.lengths, vectors), vectors)
     with torch.inference_mode(False), torch.no_grad():
         blocks = write_blocks(
             txn,
@@ -101,6 +101,7 @@ def _write_namespace(txn: Any, namespace: Namespace) -> Namespace:
             blocks=namespace.blocks,
             new=new,
         )
-    txn.cursor().putmulti([(id_key(PAYLOAD, number, id), payload) for id, payload in staged.payloads.items()])
+    # One after the other: as a list, so many new objects would have Python look for garbage, which takes as long.
+    txn.cursor().putmulti((id_key(PAYLOAD, number, id), payload) for id, payload in staged.payloads())
     txn.put(name_key(NAMESPACE, record.name), record.pack())
     return Namespace(record, blocks)

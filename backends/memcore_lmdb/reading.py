@@ -12,7 +12,7 @@ from memcore_lmdb.blocks import CHECKSUM, ROW, check_vectors
 from memcore_lmdb.checks import Checks
 from memcore_lmdb.format import PAYLOAD, VECTORS, id_key, number_key
 from memcore_lmdb.namespace import Namespace
-from memcore_lmdb.payload import raise_damaged
+from memcore_lmdb.payload import Head, raise_damaged
 
 
 def read_chunks(txn: Any, namespace: Namespace, ids: Tensor, checks: Checks) -> ChunkBatch:
@@ -39,35 +39,34 @@ def read_chunks(txn: Any, namespace: Namespace, ids: Tensor, checks: Checks) -> 
         rows = rows[ids < staged_from]
     due = checks.due(namespace.record.number, committed)
 
-    payloads = _read_payloads(txn, namespace, committed, due)
+    heads, payloads = _read_payloads(txn, namespace, committed, due)
     vectors = _read_vectors(txn, namespace, committed, rows, due)
     if len(committed) < len(wanted):
         staged, found = namespace.staged, iter(zip(payloads, vectors, strict=True))
-        both = [next(found) if id < staged_from else (staged.payloads[id], staged.vector(id)) for id in wanted]
+        both = [next(found) if id < staged_from else (staged.payload(id), staged.vector(id)) for id in wanted]
         payloads, vectors = [payload for payload, _ in both], [vector for _, vector in both]
-    batch = namespace.layout.decode(payloads, vectors, namespace.width)
+        heads = namespace.layout.heads(payloads)
+    assert heads is not None
+    batch = namespace.layout.decode(heads, payloads, vectors, namespace.width)
     checks.passed(namespace.record.number, due)
     return batch
 
 
-def _read_payloads(txn: Any, namespace: Namespace, ids: list[int], due: set[int]) -> list[memoryview]:
-    """Return the payloads of committed chunks, ``due`` being the ids to check."""
+def _read_payloads(
+    txn: Any, namespace: Namespace, ids: list[int], due: set[int]
+) -> tuple[list[Head] | None, list[memoryview]]:
+    """Return the payloads of committed chunks and their heads, ``due`` being the ids to check."""
     number, layout, name = namespace.record.number, namespace.layout, namespace.record.name
     prefix = number_key(PAYLOAD, number)
-    keys = [prefix + id.to_bytes(8, "big") for id in ids]
-    found = txn.cursor().getmulti(keys)
-    if len(found) < len(keys):
-        there = {bytes(key) for key, _ in found}
-        raise_damaged(
-            name, next(id for id, key in zip(ids, keys, strict=True) if key not in there), "its payload is missing"
-        )
-    payloads = [value for _, value in found]
-    whole = layout.fits(payloads)
-    if due or not whole:
+    payloads = [txn.get(prefix + id.to_bytes(8, "big")) for id in ids]
+    if None in payloads:
+        raise_damaged(name, ids[payloads.index(None)], "its payload is missing")
+    heads = layout.heads(payloads)
+    if due or heads is None:
         for id, payload in zip(ids, payloads, strict=True):
-            if id in due or not whole:
+            if id in due or heads is None:
                 raise_damaged(name, id, layout.problem(payload))
-    return payloads
+    return heads, payloads
 
 
 def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, due: set[int]) -> list[memoryview]:
@@ -84,7 +83,7 @@ def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, 
         return []
     shape, number = namespace.record.shape, namespace.record.number
     size = shape.vector_bytes
-    entries = namespace.entries.index_select(0, rows).tolist()
+    entries = namespace.entries.numpy()[rows.numpy()].tolist()
     places = namespace.block_numbers(rows)
     values = {}
     for place in set(places):
@@ -92,10 +91,9 @@ def _read_vectors(txn: Any, namespace: Namespace, ids: list[int], rows: Tensor, 
         value = txn.get(id_key(VECTORS, number, block.first))
         check_vectors(value, block, shape, namespace.where)
         values[place] = value
-    vectors = []
-    for place, entry in zip(places, entries, strict=True):
-        start = entry[ROW] * size
-        vectors.append(values[place][start : start + size])
+    vectors = [
+        values[place][entry[ROW] * size : (entry[ROW] + 1) * size] for place, entry in zip(places, entries, strict=True)
+    ]
     if due:
         for id, vector, entry in zip(ids, vectors, entries, strict=True):
             if id in due and xxh3_64_intdigest(vector) != entry[CHECKSUM] % (1 << 64):
