@@ -25,7 +25,7 @@ VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest families lint format bench-backends \
-        bench-embedders bench-eviction bench-passkey bench-speed clean
+        bench-embedders bench-eviction bench-gpu bench-long bench-passkey bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -84,8 +84,22 @@ bench-embedders: $(VENV)/.has-demo ## chunk embedders: recall, pass-keys found, 
 bench-speed: $(VENV)/.has-demo ## prefill and decode, plain and wrapped
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
+bench-long: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## read very long texts: speed, latency, memory
+	@$(BIN)/python benchmarks/long.py $(ARGS)
+
+# kvpress wants another transformers, so it and quanto have a virtual environment of their own.
+bench-peers: $(VENV)/.has-dev $(VENV)/.has-demo ## memcore beside quantised caches, kvpress, InfLLM, full attention
+	@$(MAKE) --no-print-directory VENV=.venv-peers CONSTRAINTS=.venv-peers/constraints.txt .venv-peers/.has-peers
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
+
+bench-sequences: $(VENV)/.has-dev $(VENV)/.has-demo ## batches, threads, many questions about one text
+	@$(BIN)/python benchmarks/sequences.py $(ARGS)
+
+bench-gpu: $(VENV)/.has-dev $(VENV)/.has-demo ## what a GPU makes of it, where there is one
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
+
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 # 3.11 first: what is pinned in constraints.txt was tried on it. A version manager's shim may exist and not run,
 # and Debian's python3 may lack venv, so every candidate is tried.
@@ -127,6 +141,14 @@ $(VENV)/.has-version-testing: $(VENV)/.made
 .venv-newest/.has-newest-transformers: .venv-newest/.has-version-testing
 	@$(PIP) --upgrade "transformers<6"
 	@$(BIN)/python -c 'from importlib.metadata import version; print("transformers", version("transformers"))'
+
+.venv-peers/.has-peers: .venv-peers/constraints.txt
+	@echo "Installing kvpress and quanto ..."
+	@$(PIP) torch kvpress==0.5.5 optimum-quanto==0.2.7
+	@touch $@
+
+.venv-peers/constraints.txt: .venv-peers/.made
+	@grep '^torch==' constraints.txt > $@
 
 # hnswlib comes as source only. Without a C++ compiler the tests that need it are skipped, and say so.
 $(VENV)/.has-hnswlib: $(VENV)/.made

@@ -15,18 +15,17 @@ process runs, for machines that do something else as well; ``lmdb`` waits for th
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from machine import console as machine_console
 from machine import save
+from process import measured
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -43,26 +42,6 @@ NEEDS: Final = {
 """Ways to keep chunks, and the module that each needs."""
 
 READS: Final = "payload reads"
-
-HERE: Final = Path(__file__).parent
-
-
-def measured(script: str, what: dict[str, Any], cpu: int | None) -> dict[str, Any]:
-    """Run one of the scripts beside this one and return its result, or ``{"error": ...}``."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(HERE / script), json.dumps(what | {"folder": folder})]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
-        )
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert isinstance(found, dict)
-    return found
 
 
 def cells(ways: list[str], counts: list[int], sizes: list[int]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -157,7 +136,12 @@ def main(
                 given = (reads if script == "payload_reads.py" else settings) | what
                 if what.get("way") == "lmdb":
                     given = given | {"clock": "wall"}
-                results[key] = measured(script, {k: v for k, v in given.items() if k != "cpu"}, cpu)
+                results[key] = measured(
+                    script,
+                    {k: v for k, v in given.items() if k != "cpu"},
+                    environment={"OMP_NUM_THREADS": "1"},
+                    prepare=None if cpu is None else functools.partial(os.sched_setaffinity, 0, {cpu}),
+                )
                 save(json_file, "backends", settings, results)
             progress.advance(task)
     show(console, results)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +37,73 @@ def test_eviction_policies_are_compared(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "eviction.json").read_text())["results"]
     for policy in ("memlong", "fifo", "lru", "lfu"):
         assert policy in printed
+
+
+def small(script: str, folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+    """Run a benchmark's small setting, and return what it printed and its results."""
+    name = script.removesuffix(".py")
+    printed = run(script, "--small", "--output", str(folder), *arguments)
+    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert {"cpu", "cores", "torch", "transformers", "memcore"} <= set(record["machine"])
+    assert "'transformers'" in printed, "machine and versions are printed"
+    results: dict[str, Any] = record["results"]
+    assert not any("error" in result for result in results.values()), results
+    return printed, results
+
+
+def test_a_long_reading_on_disk_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb", reason="lmdb is not installed")
+    way, *once = ["memory:lmdb", "--way", "memory:lmdb"]
+    printed, stopped = small("long.py", tmp_path, *once, "--hours", "0")
+    assert "(stopped)" in printed
+    before = stopped[f"{way} / 3000"]["checkpoints"]
+    printed, results = small("long.py", tmp_path, *once, "--way", "full", "--way", "offloaded")
+    assert "offloaded is left out" in printed
+    assert "MiB" in printed
+    after = results[f"{way} / 3000"]["checkpoints"]
+    assert list(after) == list(results["full / 3000"]["checkpoints"]) == ["452", "964", "1988", "3000"]
+    assert list(before) == ["452"]
+    assert before["452"] == after["452"], "it was read only once"
+    assert after["3000"]["disk"] > after["452"]["disk"]
+    assert [key["depth"] for key in results[f"{way} / 3000"]["keys"]] == [0.25, 0.75]
+    assert (tmp_path / "long-3000.png").exists()
+    assert not (tmp_path / "memory-lmdb-3000").exists(), "what a finished reading kept is gone"
+
+
+def test_peers_are_compared(tmp_path: Path) -> None:
+    ways = ["full", "quantised:fp8", "infllm", "kvpress:SnapKVPress:0.5"]
+    options = [option for way in ways for option in ("--way", way)]
+    printed, results = small("peers.py", tmp_path, *options, "--other-python", str(tmp_path / "none"))
+    assert "kvpress:SnapKVPress:0.5 is left out" in printed
+    assert list(results) == ways[:3]
+    table = (tmp_path / "peers.md").read_text(encoding="utf-8")
+    assert all(way in table for way in ways[:3])
+    full, rounded = (results[way]["perplexity"] for way in ways[:2])
+    assert full == pytest.approx(rounded, rel=0.1)
+    assert full != rounded
+    assert all(result["peak"] >= result["bare"] > 0 for result in results.values())
+    assert (tmp_path / "peers.png").exists()
+
+
+def test_several_sequences_get_what_each_gets_alone(tmp_path: Path) -> None:
+    _, results = small("sequences.py", tmp_path)
+    ways = results["together"]["ways"]
+    rows = len(results["together"]["lengths"])
+    assert all(same == rows for way in ("one batch", "one after the other") for same in ways[way]["same"])
+    assert len(results["questions"]["question"]) == 3
+    assert statistics.median(results["questions"]["question"]) < statistics.median(results["questions"]["anew"])
+    assert (tmp_path / "sequences.png").exists()
+
+
+def test_what_a_gpu_is_asked_runs_without_one(tmp_path: Path) -> None:
+    _, results = small("gpu.py", tmp_path)
+    assert {"plain", "plain, inside the window", "wrapped, inside the window", "memory in RAM"} <= set(results)
+    assert all(len(result["decode_ms"]) == 4 and result["peak"] >= 0 for result in results.values())
+    assert (tmp_path / "gpu.png").exists()
+
+
+def test_the_page_on_costs_shows_what_the_estimate_prints() -> None:
+    page = (BENCHMARKS.parent / "docs" / "costs.md").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\n)+", run("estimate.py"), flags=re.MULTILINE)
+    assert len(tables) == 4
+    assert all(table in page for table in tables)
