@@ -91,13 +91,19 @@ def prepare(
     if trained is None:  # else it depends on what they were trained with
         check_ways(chosen, memory_config(config, settings, window=window), known=known or MOST)
     with errors.status("Loading the model ..."):
+        from memcore.fingerprint import model_fingerprint
         from memcore.reader import load_model
 
         quiet_transformers()
         loaded: Any
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
-        record: dict[str, Any] = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch.")}
-        title = Path(model).name if Path(model).is_dir() else model
+        title = Path(model).resolve().name if Path(model).is_dir() else model
+        # A folder may be moved, or stand elsewhere on another machine, and still hold the same model.
+        record: dict[str, Any] = {
+            "model": title,
+            "fingerprint": model_fingerprint(loaded),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+        }
         if trained is not None:
             from memcore.training.saved import WEIGHTS, load_trained
 
