@@ -9,7 +9,6 @@ the older of the two metas.
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -69,6 +68,7 @@ class Meta:
         free: the tree of free pages.
         main: the tree of entries.
         last_page: the highest number in use, or that of the last page in the file if that is lower.
+        missing: pages that should come after that.
         transaction: which wrote it.
     """
 
@@ -77,6 +77,7 @@ class Meta:
     free: Tree
     main: Tree
     last_page: int
+    missing: int
     transaction: int
 
 
@@ -93,6 +94,21 @@ class Place:
     at: int
     size: int
     pages: int = 0
+
+
+@attrs.frozen
+class _Span:
+    """The keys that a page may have: not below ``low``, and below ``high``; of the tree of free pages or the other."""
+
+    free: bool
+    low: bytes | None = None
+    high: bytes | None = None
+
+    def holds(self, key: bytes) -> bool:
+        order = _order(key, self.free)
+        return (self.low is None or order >= _order(self.low, self.free)) and (
+            self.high is None or order < _order(self.high, self.free)
+        )
 
 
 class Snapshot:
@@ -112,6 +128,13 @@ class Snapshot:
         OSError: it cannot be read.
     """
 
+    meta: Meta
+    problems: list[str]
+    _used: bytearray
+    _free: bytearray
+    _free_is_whole: bool
+    _doubtful: list[tuple[int, int]]  # free pages that the tree leads to, and levels from there on
+
     def __init__(self, path: Path, transaction: int | None = None) -> None:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
@@ -126,10 +149,12 @@ class Snapshot:
                     raise LookupError(f"{path} has no transaction {transaction}")
             for meta in metas:
                 self._begin(meta)
-                if transaction is not None or next(iter(self.entries()), None) is not None:
+                if transaction is not None or next(self.entries(), None) is not None:
                     break
             else:
                 meta = metas[0]
+            if meta is not metas[0]:
+                self._of_metas.append("nothing can be read of what was committed last")
             self._begin(meta)
         except BaseException:
             self.close()
@@ -153,26 +178,30 @@ class Snapshot:
         """Read both trees and return what is wrong with them, in words: all that LMDB relies on but values."""
         for _ in self.entries():
             pass
-        self.check_free()
         return self.problems
 
     def entries(self) -> Iterator[tuple[bytes, Place]]:
         """Yield the keys, as they should be in ascending order, and where their values are, as far as can be read."""
+        self._read_free()
         yield from self._walk(self.meta.main)
 
     def lost_entries(self) -> Iterator[tuple[bytes, Place]]:
-        """Yield what the tree of entries should lead to and does not, after :meth:`entries`: of a page between.
+        """Yield what is not among :meth:`entries`, after those, because of a damaged page on the way there.
 
-        These are on pages that are neither free nor known otherwise.
+        First those on pages that are neither free nor known otherwise; then those of free pages that the tree leads
+        to, which may be long out of date.
         """
-        if not self.check_free():
-            return  # what was deleted long ago could not be told from what is lost
-        for number in range(_METAS, self.meta.last_page + 1):
-            if not self._used[number]:
-                page = self._page(number)
-                if len(page) == self.meta.page_size and _HEADER.unpack_from(page)[:3:2] == (number, _LEAF):
-                    self._used[number] = 1
-                    yield from self._leaf(number, page)
+        if self._free_is_whole:  # or what was deleted long ago could not be told from what is lost
+            for number in range(_METAS, self.meta.last_page + 1):
+                if not self._used[number] and not self._free[number]:
+                    page = self._page(number)
+                    if len(page) == self.meta.page_size and _HEADER.unpack_from(page)[:3:2] == (number, _LEAF):
+                        self._used[number] = 1
+                        yield from self._leaf(number, page)
+        doubtful = list(self._doubtful)
+        self._free = bytearray(len(self._free))
+        for number, levels in doubtful:
+            yield from self._below(number, levels, _Span(False))
 
     def value(self, place: Place) -> bytes:
         """Return the bytes of a value, fewer if the file ends before."""
@@ -194,8 +223,12 @@ class Snapshot:
     def _begin(self, meta: Meta) -> None:
         self.meta = meta
         self.problems = list(self._of_metas)
+        if meta.missing:
+            self.problems.append(f"{meta.missing} pages are missing at the end")
         self._used = bytearray(meta.last_page + 1)
-        self._free_is_whole: bool | None = None
+        self._free = bytearray(meta.last_page + 1)
+        self._free_is_whole = False
+        self._doubtful = []
 
     def _metas(self) -> Iterator[Meta]:
         # How large pages are is said by each of them, and where the second lies depends on it.
@@ -212,12 +245,14 @@ class Snapshot:
             last_page, transaction = _AFTER_TREES.unpack_from(raw, _META.size + 2 * _TREE.size)
             if page_size not in sizes or (not first and at != page_size) or flags:
                 continue
+            there = max(1, min(last_page, self.size // page_size - 1))
             yield Meta(
                 number=int(not first),
                 page_size=page_size,
                 free=Tree(depth=free[0], entries=free[1], root=free[2]),
                 main=Tree(depth=main[0], entries=main[1], root=main[2]),
-                last_page=max(1, min(last_page, self.size // page_size - 1)),
+                last_page=there,
+                missing=max(0, last_page - there),
                 transaction=transaction,
             )
 
@@ -228,32 +263,41 @@ class Snapshot:
     def _say(self, number: int, problem: str) -> None:
         self.problems.append(f"page {number} {problem}")
 
-    def _use(self, number: int, pages: int = 1) -> bool:
-        """Take note that pages are in use; return whether they can be and are not yet."""
+    def _exists(self, number: int, pages: int = 1) -> bool:
         if not _METAS <= number <= self.meta.last_page + 1 - pages:
             self._say(number, "is named and beyond the end")
             return False
-        if any(self._used[number : number + pages]):
-            self._say(number, "is named twice")
-            return False
-        self._used[number : number + pages] = b"\1" * pages
         return True
+
+    def _use(self, number: int, pages: int = 1) -> bool:
+        """Take note that pages are in use; return whether they are neither in use already nor free."""
+        end = number + pages
+        alone = not any(self._used[number:end]) and not any(self._free[number:end])
+        if not alone:
+            self._say(number, "is named twice")
+        self._used[number:end] = b"\1" * pages
+        return alone
 
     def _walk(self, tree: Tree, *, free: bool = False) -> Iterator[tuple[bytes, Place]]:
         """Yield all entries of a tree, and see that they are in order and as many as they should be."""
         count, before = 0, b""
         if tree.root != _NO_PAGE:
-            for key, place in self._below(tree.root, tree.depth):
-                order = key[::-1] if free else key  # little-endian numbers
-                if count and order <= before:
+            for key, place in self._below(tree.root, tree.depth, _Span(free)):
+                if count and _order(key, free) <= before:
                     self._say(place.at // self.meta.page_size, f"has the key {key.hex()} out of order")
-                before = order
+                before = _order(key, free)
                 count += 1
                 yield key, place
         if count != tree.entries:
             self.problems.append(f"there are {count} entries{' of free pages' * free} instead of {tree.entries}")
 
-    def _below(self, number: int, levels: int) -> Iterator[tuple[bytes, Place]]:
+    def _below(self, number: int, levels: int, span: _Span) -> Iterator[tuple[bytes, Place]]:
+        if not self._exists(number):
+            return
+        if self._free[number]:
+            self._say(number, "is in use and free")
+            self._doubtful.append((number, levels))
+            return
         if not self._use(number):
             return
         page = self._page(number)
@@ -266,12 +310,25 @@ class Snapshot:
         if flags not in (_LEAF, _BRANCH):
             flags = _LEAF if levels == 1 else _BRANCH
         if flags == _LEAF:
-            yield from self._leaf(number, page)
+            for key, place in self._leaf(number, page):
+                if not span.holds(key):
+                    self._say(number, f"has the key {key.hex()}, which is looked for elsewhere")
+                yield key, place
         elif levels > _DEEPEST or levels < 2:
             self._say(number, "is deeper than the tree")
         else:
-            for _, low, high, highest, _ in self._nodes(number, page):
-                yield from self._below(low | high << 16 | highest << 32, levels - 1)
+            yield from self._children(number, page, levels, span)
+
+    def _children(self, number: int, page: bytes, levels: int, span: _Span) -> Iterator[tuple[bytes, Place]]:
+        nodes = list(self._nodes(number, page))
+        keys = [page[at + _NODE.size : at + _NODE.size + key_size] for at, *_, key_size in nodes]
+        for place, (_, low, high, highest, _) in enumerate(nodes):
+            below = attrs.evolve(
+                span,
+                low=keys[place] if place else span.low,  # the first key is never looked at
+                high=keys[place + 1] if place + 1 < len(keys) else span.high,
+            )
+            yield from self._below(low | high << 16 | highest << 32, levels - 1, below)
 
     def _leaf(self, number: int, page: bytes) -> Iterator[tuple[bytes, Place]]:
         size = self.meta.page_size
@@ -283,7 +340,8 @@ class Snapshot:
             elif flags == _LARGE and data + _NUMBER.size <= size:
                 (first,) = _NUMBER.unpack_from(page, data)
                 pages = (_HEADER.size + length - 1) // size + 1
-                if self._use(first, pages):
+                if self._exists(first, pages):
+                    self._use(first, pages)
                     yield page[at + _NODE.size : data], Place(first * size + _HEADER.size, length, pages)
             else:
                 self._say(number, f"has a damaged entry at byte {at}")
@@ -320,27 +378,26 @@ class Snapshot:
             lowest = min(lowest, at)
         return tuple(places)
 
-    def check_free(self) -> bool:
-        """Read which pages are free, and take note; return whether nothing is wrong with that."""
-        if self._free_is_whole is not None:
-            return self._free_is_whole
+    def _read_free(self) -> None:
+        """Read which pages are free, and see whether anything is wrong with that."""
         before = len(self.problems)
+        free = bytearray(len(self._free))
         for key, place in self._walk(self.meta.free, free=True):
             raw = self.value(place)
             numbers = struct.unpack_from(f"<{len(raw) // 8}Q", raw)
             page = place.at // self.meta.page_size
+            if problem := self.problem(place):
+                self.problems.append(problem)
             if len(key) != _NUMBER.size or len(raw) % 8 or not numbers or numbers[0] != len(numbers) - 1:
                 self._say(page, "has a damaged list of free pages")
                 continue
-            if problem := self.problem(place):
-                self.problems.append(problem)
-            if any(left <= right for left, right in itertools.pairwise(numbers[1:])):
-                self._say(page, "has a damaged list of free pages")
-                continue
             for number in numbers[1:]:
-                self._use(number)
+                if self._exists(number):
+                    if free[number] or self._used[number]:
+                        self._say(number, "is named twice")
+                    free[number] = 1
+        self._free = free
         self._free_is_whole = len(self.problems) == before
-        return self._free_is_whole
 
 
 def _problems_of_metas(metas: list[Meta]) -> list[str]:
@@ -351,3 +408,8 @@ def _problems_of_metas(metas: list[Meta]) -> list[str]:
     if new - old > 1 or (new and (new % 2 != metas[0].number or old == new)):
         return ["pages 0 and 1 do not say which commit was the last"]
     return []
+
+
+def _order(key: bytes, free: bool) -> bytes:
+    """Return what keys are in the order of: those of free pages are little-endian numbers."""
+    return key[::-1] if free else key

@@ -112,9 +112,7 @@ class Inspection:
     def _find_entries(self) -> None:
         snapshot = self._snapshot
         entries = list(snapshot.entries())
-        whole = not snapshot.problems
-        snapshot.check_free()
-        if not whole:
+        if snapshot.problems:
             entries += snapshot.lost_entries()
         self.damage += [Damage(problem=f"the file: {problem}") for problem in snapshot.problems]
         for key, place in entries:
