@@ -51,6 +51,7 @@ from memcore.reader import load_model
 from memcore.rotary import RotaryGeometry, unrotate
 
 ALL = 1_000_000
+TOP_K = 8  # few, so that it shows who chooses well
 METHODS: dict[str, dict[str, Any]] = {
     "mean key": {"embedder": "mean", "rerank": 0},
     "sub-block means": {"embedder": "subblock", "rerank": 0},
@@ -119,7 +120,7 @@ def points(
     made = []
     for end in [*range(2 * config.window, tokens - FUTURE, config.segment_length), tokens]:
         count = (end - config.window - config.sinks) // size
-        if count <= 2 * config.top_k:
+        if count <= 2 * config.chunks:
             continue
         asking = torch.arange(end, end + FUTURE) if end < tokens else torch.tensor([tokens - 1])
         logits = query[:, asking].reshape(kv_heads, -1, dim) @ key.transpose(1, 2) * scaling
@@ -174,8 +175,8 @@ def choose(point: Point, config: MemoryConfig, memory: Memory) -> tuple[Tensor, 
     found = bank.retrieve(
         "layer",
         embedder.embed_queries(asked),
-        config.top_k,
-        candidates=config.top_k * config.rerank if config.rerank else None,
+        config.chunks,
+        candidates=config.candidates,
         rescore=rescore if config.rerank else None,
     )
     assert found is not None
@@ -203,7 +204,7 @@ def main(
     made = [
         make_trial(tokenizer, text, tokens=tokens, depth=depths[i % 5], seed=i) for i in range(max(documents, trials))
     ]
-    configs = {name: MemoryConfig(window=window, **fields) for name, fields in METHODS.items()}
+    configs = {name: MemoryConfig(window=window, top_k=TOP_K, **fields) for name, fields in METHODS.items()}
     memories: dict[str, Memory] = {}
     for name, config in configs.items():
         wrapped: Any = memcore.wrap(plain, config)
@@ -263,8 +264,8 @@ def _judge(places: list[Point], config: MemoryConfig, memory: Memory) -> dict[st
     recall, mass, seconds, needles, vectors = [], [], [], [], 0
     for point in places:
         ids, took, vectors = choose(point, config, memory)
-        best = point.mass.topk(config.top_k)
-        recall.append(len(set(best.indices.tolist()) & set(ids.tolist())) / config.top_k)
+        best = point.mass.topk(config.chunks)
+        recall.append(len(set(best.indices.tolist()) & set(ids.tolist())) / config.chunks)
         mass.append(float(point.mass[ids].sum() / best.values.sum()))
         seconds.append(took)
         if point.needle:

@@ -17,6 +17,12 @@ from memcore.options import alternatives, describe, structure_options, unknown_f
 
 C = TypeVar("C", bound=type)
 
+_RETRIEVED = 2048
+"""Tokens of chunks that come back if nothing else is said."""
+
+_CANDIDATES = 64
+"""Least number of chunks that are compared by exact scores if nothing else is said."""
+
 
 def _name(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, str) or not value:
@@ -114,7 +120,8 @@ class MemoryConfig:
         window: most recent tokens that every layer attends to directly, ``sinks`` not counted.
         sinks: first tokens of a sequence, kept in the local window for good: attention rests on them.
         chunk_size: tokens per stored chunk.
-        top_k: chunks brought back per retrieval.
+        top_k: chunks brought back per retrieval; None for 2,048 tokens of them, or fewer where the model was trained
+            for too few positions.
         segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
         query_tokens: most recent tokens whose queries choose the chunks.
         question_tokens: tokens at the end of a long input that pass one at a time, each with a retrieval of its own: a
@@ -134,7 +141,7 @@ class MemoryConfig:
         gate: whether every head of ``layers`` has a learnable weight on what was retrieved, which starts without
             effect (``memory_gate``, see :mod:`memcore.gate`).
         rerank: 0 to trust the index; ``n`` to take ``n * top_k`` candidates from it and choose among them by exact
-            attention scores.
+            attention scores; None for twice as many as come back, and at least 64.
     """
 
     backend: str = attrs.field(default="exact", validator=_name)
@@ -150,7 +157,7 @@ class MemoryConfig:
     window: int = attrs.field(default=1024, validator=_integer(1))
     sinks: int = attrs.field(default=4, validator=_integer(0))
     chunk_size: int = attrs.field(default=64, validator=_integer(1))
-    top_k: int = attrs.field(default=8, validator=_integer(1))
+    top_k: int | None = attrs.field(default=None, validator=_optional_integer(1, "2,048 tokens of chunks"))
     segment: int | None = attrs.field(default=None, validator=_optional_integer(1, "half the window"))
     query_tokens: int = attrs.field(default=8, validator=_integer(1))
     question_tokens: int = attrs.field(default=32, validator=_integer(0))
@@ -162,7 +169,7 @@ class MemoryConfig:
     layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers, validator=_layer_indices)
     memory_layer: int | None = attrs.field(default=None, validator=_optional_integer(0, "each layer its own"))
     gate: bool = attrs.field(default=False, validator=_true_or_false)
-    rerank: int = attrs.field(default=8, validator=_integer(0))
+    rerank: int | None = attrs.field(default=None, validator=_optional_integer(0, "at least 64 candidates"))
 
     def __attrs_post_init__(self) -> None:
         if self.memory_layer is not None and any(layer < self.memory_layer for layer in self.layers or ()):
@@ -204,6 +211,34 @@ class MemoryConfig:
     def distance(self) -> int:
         """Distance, in tokens, at which chunks are compared with queries."""
         return self.window // 2 if self.query_distance is None else self.query_distance
+
+    @property
+    def chunks(self) -> int:
+        """Chunks brought back per retrieval."""
+        return max(1, _RETRIEVED // self.chunk_size) if self.top_k is None else self.top_k
+
+    @property
+    def candidates(self) -> int | None:
+        """Chunks that are compared by exact attention scores, of which the best come back; None if none are."""
+        if self.rerank is None:
+            return max(2 * self.chunks, _CANDIDATES)
+        return self.chunks * self.rerank or None
+
+    @property
+    def span(self) -> int:
+        """The furthest that a query ever is from a key, in positions, unless ``positions`` is ``"original"``."""
+        return self.window + self.sinks + (self.chunks * self.chunk_size if self.positions == "window" else 1)
+
+    def fitted(self, positions: int | None) -> Self:
+        """Return the configuration of a model that was trained for so many positions, with ``top_k`` set.
+
+        Args:
+            positions: None for any number.
+        """
+        chunks = self.chunks
+        if self.top_k is None and self.positions == "window" and positions is not None:
+            chunks = max(1, min(chunks, (positions - self.window - self.sinks) // self.chunk_size))
+        return attrs.evolve(self, top_k=chunks)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:

@@ -45,7 +45,7 @@ class Memory:
     """What a wrapped model remembers with: configuration, bank, embedder.
 
     Attributes:
-        config: the configuration given to ``wrap``.
+        config: the configuration given to ``wrap``, with what the model decides where that left it open.
         bank: where chunks go.
         text_config: the decoder's transformers configuration.
         layer_setups: one for each layer with global attention.
@@ -85,7 +85,7 @@ class Memory:
         embedder_options: object = structure_options(
             embedder.Options, config.embedder_options, f"embedder_options of {config.embedder!r}"
         )
-        self.config = config
+        self.config = config = config.fitted(None)
         self.text_config = text_config
         made, forgets = embedder(embedder_options), policy()
         made.bind_tokenizer(tokenizer)

@@ -110,9 +110,9 @@ class Retriever:
         return bank.retrieve(
             namespace,
             self.setup.embedder.embed_queries(asked),
-            config.top_k,
-            candidates=config.top_k * config.rerank if config.rerank else None,
-            rescore=rescore if config.rerank else None,
+            config.chunks,
+            candidates=config.candidates,
+            rescore=None if config.candidates is None else rescore,
         )
 
     def select_rows(self, index: Tensor) -> None:

@@ -18,7 +18,7 @@ from memcore_adapters.delegate import delegate_for
 from memcore_adapters.forward import make_forward
 from memcore_adapters.gates import attach_gates, detach_gates
 from memcore_adapters.interface import register
-from memcore_adapters.rope_types import check_rope_types, pin, unpin
+from memcore_adapters.rope_types import check_rope_types, pin, trained_positions, unpin
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -96,15 +96,17 @@ class DecoderAdapter(ModelAdapter):
         globals_ = self._global_layers(decoder)
         _check_registry(decoder, globals_)
         self.check(decoder)
-        note = check_rope_types(decoder, self.config)
         implementation = decoder.config._attn_implementation
         delegate = delegate_for(decoder, implementation)
-        if note:
-            warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
         holder = _holder(model)
         geometries = {index: self.geometry(decoder, index) for index in globals_}
+        config = self.config
+        if any(geometry is not None for geometry in geometries.values()):
+            config = config.fitted(trained_positions(decoder))
+            for note in check_rope_types(decoder, config):
+                warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
         tokenizer = getattr(holder.config, "_name_or_path", None) or None if self.tokenizer is None else self.tokenizer
-        memory = Memory(self.config, decoder.config, geometries, tokenizer)
+        memory = Memory(config, decoder.config, geometries, tokenizer)
         if self.config.gate:
             attach_gates(decoder, [setup.index for setup in memory.layer_setups if setup.reads])
         holder.set_attn_implementation(register(delegate))

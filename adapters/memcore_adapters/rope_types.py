@@ -58,29 +58,45 @@ def rope_types(decoder: Any) -> Iterator[RopeType]:
         yield RopeType(name=name, prefix=f"{kind}_" if kind else "", length=length)
 
 
-def check_rope_types(decoder: Any, config: MemoryConfig) -> str | None:
-    """Check that memory can serve all rope types, and return what a user must know about them, if anything.
+def trained_positions(decoder: Any) -> int | None:
+    """Return the positions that rotations of this decoder are made for; None if it does not say."""
+    lengths = [each.length for each in rope_types(decoder) if each.length is not None]
+    return min(lengths, default=getattr(decoder.config, "max_position_embeddings", None))
+
+
+def check_rope_types(decoder: Any, config: MemoryConfig) -> list[str]:
+    """Check that memory can serve all rope types, and return what a user must know about them.
 
     Raises:
         UnsupportedModelError: it cannot.
         ConfigError: the configuration spans more positions than pinned frequencies are for.
     """
-    pinned = [each for each in rope_types(decoder) if each.length is not None]
-    if not pinned:
-        return None
-    name, length = min(((each.name, each.length or 0) for each in pinned), key=lambda pair: pair[1])
-    span = config.window + config.sinks + config.top_k * config.chunk_size
-    if span > length:
-        raise ConfigError(
-            f"window ({config.window}), sinks ({config.sinks}) and top_k × chunk_size ({config.top_k} × "
-            f"{config.chunk_size}) span {span} positions, but the frequencies of rope_type {name!r} are for {length} "
-            f"in this model: make them {length} or less together"
+    length, name = trained_positions(decoder), type(decoder).__name__
+    if length is None:
+        return []
+    pinned = next((each.name for each in rope_types(decoder) if each.length == length), None)
+    notes = []
+    if config.span > length:
+        span = (
+            f"window ({config.window}), sinks ({config.sinks}) and top_k × chunk_size ({config.chunks} × "
+            f"{config.chunk_size}) span {config.span} positions"
         )
-    return (
-        f"rope_type {name!r} of {type(decoder).__name__} has other frequencies for texts longer than {length} tokens; "
-        f"with memory it keeps those for shorter texts, so beyond {length} tokens its logits differ, by design, from "
-        "those of full attention"
-    )
+        if pinned is not None:
+            raise ConfigError(
+                f"{span}, but the frequencies of rope_type {pinned!r} are for {length} in this model: make them "
+                f"{length} or less together"
+            )
+        notes.append(
+            f"{span}, more than the {length} that {name} was trained for, so it may make no sense of what is far away: "
+            f"make them {length} or less together"
+        )
+    if pinned is not None:
+        notes.append(
+            f"rope_type {pinned!r} of {name} has other frequencies for texts longer than {length} tokens; with memory "
+            f"it keeps those for shorter texts, so beyond {length} tokens its logits differ, by design, from those of "
+            "full attention"
+        )
+    return notes
 
 
 def pin(decoder: Any) -> None:

@@ -58,7 +58,7 @@ def test_what_is_given_takes_precedence_over_what_was_saved(saved: Path) -> None
     model: Any = AutoModelForCausalLM.from_pretrained(saved)
     assert wrap(model, sinks=2).memory.config == attrs.evolve(SMALL, sinks=2)
     memcore.unwrap(model)
-    assert wrap(model, {"window": 2048}).memory.config == MemoryConfig(window=2048)
+    assert wrap(model, {"window": 2048}).memory.config == MemoryConfig(window=2048).fitted(4096)
 
 
 def test_arguments_for_transformers_reach_it(saved: Path) -> None:
@@ -69,7 +69,7 @@ def test_arguments_for_transformers_reach_it(saved: Path) -> None:
 
 def test_a_model_saved_without_a_memory_gets_the_defaults(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
-    assert load(tmp_path).memory.config == MemoryConfig()
+    assert load(tmp_path).memory.config == MemoryConfig().fitted(None)
 
 
 def test_without_memcore_a_saved_model_is_an_ordinary_one(saved: Path) -> None:

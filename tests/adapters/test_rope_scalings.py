@@ -152,7 +152,27 @@ def test_what_is_searched_is_what_the_projection_gave(rope: str, attention: str,
 def test_exact_types_are_wrapped_without_a_word(rope: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        memcore.wrap(make(rope), attrs.evolve(EVERYTHING, top_k=10_000))
+        memcore.wrap(make(rope), EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("fields", "top_k"),
+    [({}, 32), ({"window": 2048}, 31), ({"chunk_size": 128}, 16), ({"window": 4090, "sinks": 1}, 1), ({"top_k": 3}, 3)],
+)
+def test_what_comes_back_by_default_fits_the_positions_that_a_model_has(fields: dict[str, Any], top_k: int) -> None:
+    model: Any = memcore.wrap(tiny_model("llama"), **fields)
+    assert model.config.max_position_embeddings == 4096
+    assert model.memory.config.top_k == top_k
+    assert model.memory.config.span <= 4096 or fields.get("window") == 4090
+
+
+def test_it_is_said_that_chunks_would_stand_further_away_than_a_model_was_trained_for() -> None:
+    with pytest.warns(MemcoreWarning, match=r"span 5036 positions, more than the 4096 that LlamaModel was trained for"):
+        memcore.wrap(tiny_model("llama"), window=1000, sinks=4, chunk_size=64, segment=500, top_k=63, rerank=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memcore.wrap(tiny_model("llama"), window=1000, segment=500, top_k=63, positions="zero")
+        memcore.wrap(tiny_model("gpt2"), window=1000, segment=500, top_k=63)  # its positions stay as they were
 
 
 @pinned

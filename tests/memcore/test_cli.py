@@ -155,7 +155,7 @@ def test_ask_takes_a_configuration_file_and_options_beside_it(tiny_folder: str, 
     ("more", "says"),
     [
         (["--window", "10"], "window (10) must hold at least one chunk"),
-        (["--top-k", "0"], "top_k must be an integer of at least 1, got 0"),
+        (["--top-k", "0"], "top_k must be an integer of at least 1, or None for"),
         (["--backend", "exakt"], "no backend 'exakt', did you mean 'exact'?"),
         (["--config", "none.toml"], "cannot read the configuration file"),
         (["--question", " "], "a question is empty"),

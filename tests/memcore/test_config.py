@@ -41,12 +41,12 @@ def test_segment_overrides_half_the_window() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, or None for 2,048 tokens of chunks, got 0"),
         ({"top_k": "7"}, "top_k must be an integer"),
         ({"top_k": 1.7}, "top_k must be an integer"),
         ({"top_k": True}, "top_k must be an integer"),
         ({"sinks": -1}, "sinks must be an integer of at least 0, got -1"),
-        ({"rerank": None}, "rerank must be an integer"),
+        ({"rerank": -1}, "rerank must be an integer of at least 0, or None for at least 64 candidates, got -1"),
         ({"window": 32}, r"window \(32\) must hold at least one chunk: make it 64 or more"),
         ({"window": 100}, "make window 128 or more, or chunk_size 50 or less"),
         ({"segment": 1000}, "make window 1064 or more, or segment 960 or less"),

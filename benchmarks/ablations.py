@@ -1,0 +1,247 @@
+"""One field of the configuration at a time: perplexity against full attention's, pass-keys found, tokens a second.
+
+    python benchmarks/ablations.py --file emma.txt --file persuasion.txt
+
+Every variant is the default configuration but for what its name says. All read the same texts, and the same tokens are
+scored after the same context. The ratio to full attention and its standard error are taken block by block
+(``memcore.evaluation.perplexity.relative``). Pass-keys are those of ``memcore eval passkey``. What is done already is
+not done again, so variants can be added, and a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import attrs
+import torch
+import typer
+from machine import console
+from rich.progress import Progress
+from rich.table import Table
+
+import memcore
+from memcore import MemoryConfig
+from memcore.demo.text import language_reference
+from memcore.demo.weights import demo_model_path
+from memcore.evaluation.losses import Progress as Tell
+from memcore.evaluation.needles import make_trial
+from memcore.evaluation.passkey import answer
+from memcore.evaluation.perplexity import perplexity, relative, spans_for
+from memcore.evaluation.plots import panels
+from memcore.evaluation.record import Record
+from memcore.evaluation.ways import read_as
+from memcore.files import read_text
+from memcore.fingerprint import model_fingerprint
+from memcore.prompt import encode
+from memcore.reader import load_model
+
+Changes = dict[str, Any]
+"""Fields of the configuration that a variant changes; ``way`` is a way of reading other than ``memory``."""
+
+DEPTHS: Final = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def variants(layers: Sequence[int], context: int) -> dict[str, dict[str, Changes]]:
+    """Return what is compared, by group and name.
+
+    Args:
+        layers: those that can have a memory.
+        context: tokens that are read.
+    """
+    half = len(layers) // 2
+    return {
+        "controls": {
+            "full attention": {"way": "full"},
+            "sliding window": {"way": "window"},
+            "window and sinks": {"way": "streaming"},
+            "chunks by chance": {"way": "random"},
+            "default": {},
+        },
+        "top_k": {f"top_k={n}": {"top_k": n, "rerank": max(1, 64 // n)} for n in (4, 8, 16, 32, 64)},
+        "chunk_size": {
+            f"chunk_size={n}": {"chunk_size": n, "top_k": 2048 // n, "rerank": 2} for n in (16, 32, 128, 256)
+        },
+        "window": {f"window={n}": {"window": n, "segment": min(512, n // 2)} for n in (256, 512, 2048)},
+        "segment": {f"segment={n}": {"segment": n} for n in (64, 128, 256)},
+        "positions": {f"positions={each}": {"positions": each} for each in ("window", "zero", "original")},
+        "embedder": {
+            "embedder=mean": {"embedder": "mean"},
+            "embedder=minmax": {"embedder": "minmax"},
+            "embedder=exact": {"embedder": "exact"},
+            "rerank=0": {"rerank": 0},
+            "rerank=1": {"rerank": 1},
+            "rerank=4": {"rerank": 4},
+        },
+        "query_tokens": {f"query_tokens={n}": {"query_tokens": n} for n in (1, 8, 32, 128)},
+        "sinks": {f"sinks={n}": {"sinks": n} for n in (0, 1, 16)},
+        "layers": {
+            "the first half": {"layers": tuple(layers[:half])},
+            "the second half": {"layers": tuple(layers[half:])},
+            **({f"layer {n} alone": {"layers": (n,)} for n in layers} if len(layers) <= 4 else {}),
+        },
+        "eviction": {
+            f"{name}, a quarter kept": {"eviction": name, "capacity": context // 4}
+            for name in ("memlong", "fifo", "lru", "lfu")
+        },
+    }
+
+
+@attrs.frozen(kw_only=True)
+class Ablation:
+    """What every variant is measured by.
+
+    Attributes:
+        model: not wrapped.
+        tokenizer: the model's.
+        texts: token ids ``[1, T]`` by name.
+        context: tokens read of each.
+        scored: at the end of these.
+        every: which of the scored tokens count.
+        passkey_tokens: length of the prompts with a pass-key; 0 for none.
+        record: where results go.
+    """
+
+    model: Any
+    tokenizer: Any
+    texts: dict[str, torch.Tensor]
+    context: int
+    scored: int
+    every: int
+    passkey_tokens: int
+    record: Record
+
+    def measure(self, name: str, changes: Changes, tell: Callable[[str], Tell]) -> None:
+        """Do what is not in the record yet."""
+        fields = dict(changes)
+        way = fields.pop("way", "memory")
+        config = MemoryConfig(**fields)
+        for text, ids in self.texts.items():
+            key = f"{text} / {name}"
+            if key not in self.record.results:
+                done = perplexity(
+                    self.model,
+                    ids,
+                    way,
+                    config=config,
+                    contexts=[self.context],
+                    scored=self.scored,
+                    every=self.every,
+                    progress=tell(key),
+                )
+                self.record.add(key, {**attrs.asdict(done), "changes": changes})
+        if self.passkey_tokens and way != "window":
+            self._passkeys(name, way, config, tell)
+
+    def _passkeys(self, name: str, way: str, config: MemoryConfig, tell: Callable[[str], Tell]) -> None:
+        key, text = f"pass-keys / {name}", encode(self.tokenizer, language_reference(), special=False)[0].tolist()
+        if key in self.record.results:
+            return
+        found, told = [], tell(key)
+        with read_as(self.model, way, config, self.tokenizer):
+            for seed, depth in enumerate(DEPTHS):
+                trial = make_trial(self.tokenizer, text, tokens=self.passkey_tokens, depth=depth, seed=seed)
+                found.append(trial.key in answer(self.model, self.tokenizer, trial.ids))
+                told(seed + 1, len(DEPTHS))
+        self.record.add(key, found)
+
+
+def rows(results: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[float, float, list[bool], float]]:
+    """Return, for each variant that was measured: ratio, its standard error, pass-keys found, tokens a second."""
+    table = {}
+    for name in names:
+        texts = [
+            value for key, value in results.items() if key.endswith(f" / {name}") and not key.startswith("pass-keys")
+        ]
+        if texts:
+            ((ratio, error),) = relative(results, name, "full attention").values()
+            speed = statistics.fmean(text["read"] / text["seconds"] for text in texts)
+            table[name] = (ratio, error, results.get(f"pass-keys / {name}", []), speed)
+    return table
+
+
+def show(groups: dict[str, dict[str, Changes]], results: dict[str, Any], title: str) -> None:
+    """Print one table of all groups."""
+    table = Table("", "variant", "perplexity / full attention's", "pass-keys", "tok/s", title=title)
+    for group, members in groups.items():
+        for name, (ratio, error, found, speed) in rows(results, list(members)).items():
+            keys = f"{sum(found)} of {len(found)}" if found else ""
+            table.add_row(group, name, f"{ratio:.4f} ± {error:.4f}", keys, f"{speed:,.0f}")
+    console().print(table)
+
+
+def draw(path: Path, groups: dict[str, dict[str, Changes]], results: dict[str, Any], title: str) -> None:
+    """Draw every group beside its controls: the ratio to full attention, with two standard errors."""
+    reference = rows(results, ["default", "window and sinks"])
+    measured = {group: rows(results, list(members)) for group, members in groups.items() if group != "controls"}
+    measured = {group: values for group, values in measured.items() if values}
+    figure, axes = panels(title, max(1, len(measured)), height=4)
+    for each, (group, values) in zip(axes, measured.items(), strict=False):
+        places = range(len(values))
+        each.errorbar(
+            places, [value[0] for value in values.values()], yerr=[2 * value[1] for value in values.values()],
+            fmt="o", capsize=3,
+        )  # fmt: skip
+        for name, style in (("default", "-"), ("window and sinks", ":")):
+            if name in reference:
+                each.axhline(reference[name][0], linestyle=style, color="grey", label=name)
+        each.set_xticks(places, [name.partition("=")[2] or name for name in values], rotation=60, ha="right")
+        each.set_title(group)
+        each.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("perplexity / full attention's")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def main(
+    file: Annotated[list[Path], typer.Option(help="A long text, UTF-8; may be repeated.")],
+    model: Annotated[str, typer.Option(help="Hub id or folder; the demo model if left out.")] = "",
+    context: Annotated[int, typer.Option(help="Tokens read of each text.")] = 8192,
+    scored: Annotated[int, typer.Option(help="Tokens at the end of the context, of which some are scored.")] = 6144,
+    every: Annotated[int, typer.Option(help="Score every N-th of these.")] = 4,
+    passkey_tokens: Annotated[int, typer.Option(help="Length of prompts with a pass-key; 0 for none.")] = 8000,
+    group: Annotated[list[str] | None, typer.Option(help="Only this group; may be repeated.")] = None,
+    dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "bfloat16",
+    output: Annotated[Path | None, typer.Option(help="Folder for the results; ablations-MODEL if left out.")] = None,
+) -> None:
+    """Change one field of the configuration at a time, and see what it does."""
+    spans_for([context], scored)
+    name = model or str(demo_model_path())
+    loaded, tokenizer = load_model(name, dtype=dtype)
+    wrapped: Any = memcore.wrap(loaded)
+    layers = [setup.index for setup in wrapped.memory.layer_setups]
+    memcore.unwrap(loaded)
+    folder = output or Path(f"ablations-{Path(name).name}")
+    settings = {"model": Path(name).name, "fingerprint": model_fingerprint(loaded), "dtype": dtype, "context": context,
+                "scored": scored, "every": every, "passkey_tokens": passkey_tokens,
+                "defaults": MemoryConfig().to_dict()}  # fmt: skip
+    record = Record(folder / "ablations.json", "ablations", settings)
+    ablation = Ablation(
+        model=loaded,
+        tokenizer=tokenizer,
+        texts={path.name: encode(tokenizer, read_text(path), special=True)[:, :context] for path in file},
+        context=context,
+        scored=scored,
+        every=every,
+        passkey_tokens=passkey_tokens,
+        record=record,
+    )
+    groups = variants(layers, context)
+    with Progress(disable=not console().is_terminal) as progress:
+
+        def tell(what: str) -> Tell:
+            task = progress.add_task(what)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        for each in dict.fromkeys(("controls", *(group or groups))):
+            for variant, changes in groups[each].items():
+                ablation.measure(variant, changes, tell)
+    title = f"{Path(name).name}, {context:,} tokens, window {MemoryConfig().window:,}"
+    show(groups, record.results, title)
+    draw(folder / "ablations.png", groups, record.results, title)
+
+
+if __name__ == "__main__":
+    typer.run(main)

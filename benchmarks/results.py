@@ -1,0 +1,243 @@
+"""The evidence: every study of docs/results.md, run again by name, and the page's tables made of what they wrote.
+
+    python benchmarks/results.py run --books BOOKS --labelled SETS [STUDY ...]
+    python benchmarks/results.py write
+
+``BOOKS`` is a folder with long texts, two of which are measured (``--measured``) and never trained on. ``SETS`` is the
+``--data-folder`` of ``memcore eval icl``. A study is a command of ``memcore eval`` or ``memcore train`` that keeps its
+results in ``docs/results/STUDY`` and goes on where it stopped, so the studies can be run over several days.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import attrs
+import typer
+from machine import console
+from page import markdown_table, replace_table
+
+from memcore.cli import app
+from memcore.demo.weights import demo_model_path
+from memcore.evaluation.perplexity import relative
+from memcore.evaluation.perplexity import summary as perplexities
+from memcore.files import replacing
+
+DOCS: Final = Path(__file__).parents[1] / "docs"
+PAGE: Final = DOCS / "results.md"
+RESULTS: Final = DOCS / "results"
+
+CONTEXTS: Final = (4096, 8192, 16384, 32768)
+KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
+TRAINED_LAYERS: Final = {"memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true", "window-only": "layers = []"}
+"""The memories of the two trainings with one budget: Gemma 3 270M's global layers are 5, 11 and 17."""
+
+
+@attrs.frozen(kw_only=True)
+class Sources:
+    """What the studies read.
+
+    Attributes:
+        first: the model of the demo.
+        second: another one; studies of it are left out without.
+        measured: texts that are measured.
+        trained: texts that are trained on.
+        labelled: folder of the labelled sets.
+        work: folder for trained weights.
+    """
+
+    first: str
+    second: str
+    measured: tuple[Path, ...]
+    trained: tuple[Path, ...]
+    labelled: Path | None
+    work: Path
+
+
+def repeated(option: str, values: Any) -> list[str]:
+    """Return an option once for each value."""
+    return [part for value in values for part in (option, str(value))]
+
+
+def studies(sources: Sources) -> dict[str, list[str]]:
+    """Return the command of each study that these sources allow."""
+    first, texts = sources.first, repeated("--file", sources.measured)
+    ways = repeated("--way", ("window", "streaming", "random", "memory", "full"))
+    keys = repeated("--file", (*sources.measured, *sources.trained))
+    found: dict[str, list[str]] = {
+        "perplexity": ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *ways,
+                       *repeated("--way", ("memory:faiss", "memory:hnswlib"))],
+        "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS), "--seeds", "1", "--way", "memory"],
+        "pass-keys-full": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), "--seeds", "1",
+                           *repeated("--way", ("streaming", "full"))],
+        "needles": ["eval", "passkey", first, *keys, "--tokens", "8192", "--seeds", "2",
+                    *repeated("--needles", ("several", "distractors", "update")),
+                    *repeated("--way", ("memory", "full"))],
+    }  # fmt: skip
+    if sources.labelled is not None:
+        found["icl"] = ["eval", "icl", first, *repeated("--dataset", ("sst2", "sst5", "subj")), "--data-folder",
+                        str(sources.labelled), "--items", "100", *ways]  # fmt: skip
+    for name in TRAINED_LAYERS:
+        weights = ["--trained", str(sources.work / name), *repeated("--way", ("window", "streaming", "memory"))]
+        found[f"train-{name}"] = ["train", str(sources.work / f"{name}.toml")]
+        found[f"perplexity-{name}"] = ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *weights]
+    if sources.second:
+        found["perplexity-second"] = [
+            "eval",
+            "ppl",
+            sources.second,
+            *texts,
+            *repeated("--context", CONTEXTS[:3]),
+            *ways,
+        ]
+        found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *repeated("--tokens", KEYS[:4]),
+                                     "--seeds", "1", *repeated("--way", ("memory", "full"))]  # fmt: skip
+        if sources.labelled is not None:
+            found["icl-second"] = [found["icl"][0], found["icl"][1], sources.second, *found["icl"][3:]]
+    return found
+
+
+def training(sources: Sources, name: str) -> str:
+    """Return the configuration of one of the two trainings, which differ in their memory alone."""
+    documents = json.dumps([str(path.resolve()) for path in sources.trained])
+    return f"""model = {json.dumps(sources.first)}
+documents = {documents}
+evaluation = {json.dumps([str(path.resolve()) for path in sources.measured])}
+output = {json.dumps(str(sources.work / name))}
+
+[memory]
+{TRAINED_LAYERS[name]}
+
+[data]
+max_tokens = 262144
+max_evaluation_tokens = 8192
+
+[[stages]]
+name = "memory"
+learning_rate = 3e-4
+evaluate_every = 64
+save_every = 32
+plan = {{ first_layer = 6, lora_rank = 16 }}
+"""
+
+
+Tables = Callable[[Mapping[str, Any]], str]
+
+
+def perplexity_table(record: Mapping[str, Any]) -> str:
+    """Return perplexities, and in brackets how many times full attention's they are, if that was measured."""
+    results = record["results"]
+    ways = list(dict.fromkeys(key.rpartition(" / ")[2] for key in results))
+    table = perplexities(results, ways)
+    contexts = sorted(next(iter(table.values())))
+    rows = []
+    for way in ways:
+        cells, ratios = [], relative(results, way, "full") if "full" in ways else {}
+        for context in contexts:
+            ratio = (
+                f" ({ratios[context][0]:.3f} ± {ratios[context][1]:.3f})" if context in ratios and way != "full" else ""
+            )
+            cells.append(f"{table[way][context]:.2f}{ratio}")
+        rows.append([way, *cells])
+    return markdown_table(["", *(f"{context:,}" for context in contexts)], rows)
+
+
+def passkey_table(record: Mapping[str, Any]) -> str:
+    """Return pass-keys found, by kind, way and length."""
+    counts: dict[tuple[str, str], dict[int, list[bool]]] = {}
+    for key, result in record["results"].items():
+        kind, length, _, _, way = key.split(" / ")
+        counts.setdefault((kind, way), {}).setdefault(int(length), []).append(result["found"])
+    lengths = sorted({length for row in counts.values() for length in row})
+    rows = [
+        [kind, way, *(f"{sum(row[n])} of {len(row[n])}" if n in row else "" for n in lengths)]
+        for (kind, way), row in counts.items()
+    ]
+    return markdown_table(["", "", *(f"{length:,}" for length in lengths)], rows)
+
+
+def icl_table(folder: Path) -> str:
+    """Return accuracies in per cent, mean and standard error over the seeds, by set and way."""
+    from memcore.evaluation.icl import summary
+
+    rows, ways = [], []
+    for path in sorted(folder.glob("icl-*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        ways = list(dict.fromkeys(key.rpartition(" / ")[2] for key in results))
+        seeds = min(sum(key.endswith(f" / {way}") for key in results) for way in ways)
+        cells = summary(results, ways, seeds).values()
+        rows.append(
+            [path.stem.removeprefix("icl-"), *(f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in cells)]
+        )
+    return markdown_table(["", *ways], rows)
+
+
+def made() -> dict[str, str]:
+    """Return the page's tables, by study, of those studies that have been run."""
+    tables = {}
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        for name, table in (("ppl.json", perplexity_table), ("passkey.json", passkey_table)):
+            if (folder / name).exists():
+                tables[folder.name] = table(json.loads((folder / name).read_text(encoding="utf-8")))
+        if list(folder.glob("icl-*.json")):
+            tables[folder.name] = icl_table(folder)
+    return tables
+
+
+command = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@command.command()
+def run(
+    study: Annotated[list[str] | None, typer.Argument(help="Which studies; all of them if none is named.")] = None,
+    books: Annotated[Path, typer.Option(help="Folder of long texts, .txt.")] = Path("books"),
+    measured: Annotated[
+        list[str] | None, typer.Option(help="Names of those that are measured, not trained on.")
+    ] = None,
+    labelled: Annotated[Path | None, typer.Option(help="Folder of the labelled sets.")] = None,
+    second: Annotated[str, typer.Option(help="Hub id or folder of a second model.")] = "",
+    work: Annotated[Path, typer.Option(help="Folder for trained weights.")] = Path("trained"),
+) -> None:
+    """Run studies, or go on with them."""
+    names = measured or ["emma", "persuasion"]
+    texts = sorted(books.glob("*.txt"))
+    sources = Sources(
+        first=str(demo_model_path()),
+        second=second,
+        measured=tuple(path for path in texts if path.stem in names),
+        trained=tuple(path for path in texts if path.stem not in names),
+        labelled=labelled,
+        work=work,
+    )
+    there = studies(sources)
+    unknown = sorted(set(study or ()) - set(there))
+    if unknown or not sources.measured:
+        raise typer.BadParameter(f"no study {', '.join(unknown)}; there are {', '.join(there)}" if unknown
+                                 else f"no text of {', '.join(names)} in {books}")  # fmt: skip
+    for name in study or there:
+        arguments = there[name]
+        if arguments[0] == "train":
+            work.mkdir(parents=True, exist_ok=True)
+            Path(arguments[1]).write_text(training(sources, name.removeprefix("train-")), encoding="utf-8")
+        else:
+            arguments = [*arguments, "--output", str(RESULTS / name)]
+        console().print(f"{name}: memcore {shlex.join(arguments)}", soft_wrap=True)
+        app(arguments, standalone_mode=False)
+
+
+@command.command()
+def write() -> None:
+    """Write the page's tables anew."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in made().items():
+        page = replace_table(page, name, table, maker="make results-page")
+    with replacing(PAGE) as new:
+        new.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command()
