@@ -52,7 +52,7 @@ def test_only_the_memory_layer_stores_and_all_layers_read_the_same() -> None:
     assert sorted(cache.recalled) == [1, 2, 3]
     for row in (0, 1):
         ids = [cache.recalled[layer][row].ids for layer in (1, 2, 3)]
-        assert len(ids[0]) == SMALL.top_k
+        assert len(ids[0]) == SMALL.chunks
         assert torch.equal(ids[0], ids[1])
         assert torch.equal(ids[0], ids[2])
 
@@ -83,12 +83,12 @@ def test_every_layer_attends_to_the_keys_and_values_that_the_memory_layer_stored
         cache = model(random_tokens(1, 140, seed=3), use_cache=True).past_key_values
     [namespace] = model.memory.bank.namespaces()
     chunks = model.memory.bank.fetch(namespace, cache.recalled[1][0].ids)
-    retrieved = slice(SMALL.sinks, SMALL.sinks + SMALL.top_k * SMALL.chunk_size)
+    retrieved = slice(SMALL.sinks, SMALL.sinks + SMALL.chunks * SMALL.chunk_size)
     for layer in (1, 2, 3):
         keys, values = given[layer]
         assert torch.equal(keys[0, :, retrieved], chunks.keys.transpose(0, 1).flatten(1, 2))
         assert torch.equal(values[0, :, retrieved], chunks.values.transpose(0, 1).flatten(1, 2))
-    assert given[0][0].shape[2] == given[1][0].shape[2] - SMALL.top_k * SMALL.chunk_size  # layer 0 reads no memory
+    assert given[0][0].shape[2] == given[1][0].shape[2] - SMALL.chunks * SMALL.chunk_size  # layer 0 reads no memory
 
 
 def test_a_memory_layer_that_serves_itself_alone_is_a_layer_with_its_own_memory() -> None:
@@ -138,7 +138,7 @@ def test_what_is_recalled_is_what_the_embedder_finds_closest(text_options: dict[
     texts = tokenizer.batch_decode(stored.token_ids)
     asked = tokenizer.decode(tokens[0, 140 - SMALL.query_tokens :])
     scores = judge.encode_query([asked]) @ judge.encode_document(texts).T
-    best = stored.starts[torch.tensor(scores[0]).topk(SMALL.top_k).indices].sort().values
+    best = stored.starts[torch.tensor(scores[0]).topk(SMALL.chunks).indices].sort().values
     assert cache.recalled[3][0].starts.tolist() == best.tolist()
 
 
@@ -269,4 +269,4 @@ def test_the_tokenizer_is_found_where_the_model_came_from(tiny_folder: str, text
     memcore.wrap(model, SMALL, **text_options)
     with torch.no_grad():
         model(random_tokens(1, 140, seed=14))
-    assert len(model.memory.passages()) >= SMALL.top_k
+    assert len(model.memory.passages()) >= SMALL.chunks

@@ -53,7 +53,7 @@ def test_chunks_come_largest_share_first_and_only_those_of_the_latest_retrieval(
         for token in tokens:
             shares = [chunk.share for chunk in token.chunks]
             assert shares == sorted(shares, reverse=True)
-            assert len(shares) == SMALL.top_k * 2  # two layers
+            assert len(shares) == SMALL.chunks * 2  # two layers
             by_layer = {
                 layer.layer: sum(c.share for c in token.chunks if c.layer == layer.layer) for layer in token.layers
             }
