@@ -24,8 +24,9 @@ VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
                  chat.py cli.py cli_chat.py fingerprint.py memory_layer.py plugins.py prompt.py session.py text_embedder.py)
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest families lint format bench-backends \
-        bench-embedders bench-eviction bench-gpu bench-long bench-passkey bench-peers bench-sequences bench-speed clean
+.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes families results results-page lint \
+        format bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
+        bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +81,15 @@ bench-passkey: $(VENV)/.has-demo $(VENV)/.has-hnswlib ## hidden pass-keys found,
 
 bench-embedders: $(VENV)/.has-demo ## chunk embedders: recall, pass-keys found, time
 	@$(BIN)/python benchmarks/embedders.py $(ARGS)
+
+bench-ablations: $(VENV)/.has-dev $(VENV)/.has-demo ## one field of the configuration at a time: --file TEXT in ARGS
+	@$(BIN)/python benchmarks/ablations.py $(ARGS)
+
+results: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the studies of docs/results.md, or go on with them
+	@$(BIN)/python benchmarks/results.py run $(ARGS)
+
+results-page: $(VENV)/.has-dev $(VENV)/.has-demo ## write the tables of docs/results.md anew
+	@$(BIN)/python benchmarks/results.py write $(ARGS)
 
 bench-speed: $(VENV)/.has-demo ## prefill and decode, plain and wrapped
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
