@@ -230,13 +230,18 @@ def run(
 
 
 @command.command()
-def write() -> None:
+def write(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the page is what the results are.")] = False,
+) -> None:
     """Write the page's tables anew."""
-    page = PAGE.read_text(encoding="utf-8")
+    page = found = PAGE.read_text(encoding="utf-8")
     for name, table in made().items():
         page = replace_table(page, name, table, maker="make results-page")
-    with replacing(PAGE) as new:
-        new.write_text(page, encoding="utf-8")
+    if check and page != found:
+        raise SystemExit(f"{PAGE.name} is not what the results are: make results-page")
+    if page != found:
+        with replacing(PAGE) as new:
+            new.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
