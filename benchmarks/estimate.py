@@ -48,13 +48,17 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The numbers of a memory's configuration, named as in ``memcore.MemoryConfig``."""
+    """The numbers of a memory's configuration, named as in ``memcore.MemoryConfig``.
+
+    Attributes:
+        candidates: chunks that are compared by exact scores, of which ``top_k`` come back.
+    """
 
     window: int
     sinks: int
     chunk_size: int
     top_k: int
-    rerank: int
+    candidates: int
     query_tokens: int
     retrieve_every: int
 
@@ -85,8 +89,7 @@ def window_rows(model: Model, memory: Memory) -> list[tuple[str, str]]:
 
 def _candidates(model: Model, memory: Memory, size: float) -> float:
     """Return the bytes that one layer fetches for one choice of chunks, in ``size`` bytes a number."""
-    chunks = memory.top_k * max(1, memory.rerank)
-    return chunks * memory.chunk_size * 2 * model.width * size
+    return memory.candidates * memory.chunk_size * 2 * model.width * size
 
 
 def bank_rows(model: Model, memory: Memory, tokens: list[int]) -> list[list[str]]:
@@ -146,7 +149,7 @@ def flop_rows(model: Model, memory: Memory, tokens: list[int]) -> list[list[str]
     queries = model.heads * memory.query_tokens
     # For one vector a chunk. Each head's query lies in the slot of its key/value head and is compared in all slots.
     search = 2 * model.layers * queries * model.width / memory.retrieve_every / memory.chunk_size
-    rerank = 2 * model.layers * queries * model.head_dim * memory.top_k * memory.rerank * memory.chunk_size
+    rerank = 2 * model.layers * queries * model.head_dim * memory.candidates * memory.chunk_size
     return [
         ["weights", *(_flops(2 * model.parameters) for _ in tokens)],
         ["full attention", *(_flops(per_key * n) for n in tokens)],
@@ -181,8 +184,8 @@ def main(
     window: Annotated[int, typer.Option(help="As in the memory's configuration, like the following.")] = 1024,
     sinks: Annotated[int, typer.Option()] = 4,
     chunk_size: Annotated[int, typer.Option()] = 64,
-    top_k: Annotated[int, typer.Option()] = 8,
-    rerank: Annotated[int, typer.Option()] = 8,
+    top_k: Annotated[int, typer.Option()] = 32,
+    candidates: Annotated[int, typer.Option(help="Chunks compared by exact scores.")] = 64,
     query_tokens: Annotated[int, typer.Option()] = 8,
     retrieve_every: Annotated[int, typer.Option()] = 2,
     link: Annotated[float, typer.Option(help="GB a second from host to GPU.")] = 25.0,
@@ -194,7 +197,7 @@ def main(
         sinks=sinks,
         chunk_size=chunk_size,
         top_k=top_k,
-        rerank=rerank,
+        candidates=candidates,
         query_tokens=query_tokens,
         retrieve_every=retrieve_every,
     )

@@ -2,20 +2,21 @@
 
     make bench-gpu ARGS="--model Qwen/Qwen2.5-7B --tokens 32000"
 
-Prefill, time of a generated token and peak memory of the plain model (attention to everything, read in pieces), of the
-wrapped model while everything fits the window, and of a memory that is kept in RAM, on the GPU, in a faiss index on the
-GPU, or on disk. A way that runs out of memory says so, and the next goes on. ``--small`` runs the same code with a tiny
-model, on the CPU if need be.
+Prefill, time of a generated token and peak memory of the plain model (attention to everything, read in pieces; with
+transformers' offloaded cache, too), of the wrapped model while everything fits the window, and of a memory that is kept
+in RAM, on the GPU, in a faiss index on the GPU, or on disk. A way that runs out of memory says so, and the next goes
+on. ``--small`` runs the same code with a tiny model, on the CPU if need be.
 
 What is done is kept in ``--output``, and not done again.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -23,6 +24,7 @@ import torch
 import typer
 from machine import console as machine_console
 from machine import spread
+from offloaded import NEEDS_GPU, prefill_offloaded
 from rich.box import MARKDOWN
 from rich.table import Table
 from speed import decode, prefill, prefill_in_pieces, timed
@@ -38,7 +40,11 @@ from memcore.evaluation.plots import canvas
 from memcore.evaluation.record import Record
 from memcore.reader import load_model
 
-PLAIN, PLAIN_INSIDE, WRAPPED_INSIDE = "plain", "plain, inside the window", "wrapped, inside the window"
+PLAIN, PLAIN_OFFLOADED = "plain", "plain, offloaded cache"
+PLAIN_INSIDE, WRAPPED_INSIDE = "plain, inside the window", "wrapped, inside the window"
+
+READERS: Final = {PLAIN: prefill_in_pieces, PLAIN_OFFLOADED: prefill_offloaded}
+"""What reads a text in a way, if not the model in one call."""
 
 NO_GPU: Final = (
     "There is no GPU here (torch.cuda.is_available() is false), and this benchmark is about one: nothing was measured. "
@@ -59,6 +65,8 @@ def memories(device: torch.device, folder: str) -> dict[str, dict[str, Any]]:
 
 def left_out(way: str, device: torch.device) -> str:
     """Return why a way cannot be measured here; empty if it can."""
+    if way == PLAIN_OFFLOADED and device.type != "cuda":
+        return NEEDS_GPU
     for module in ("faiss", "lmdb"):
         if module in way and importlib.util.find_spec(module) is None:
             return f"{module} is not installed"
@@ -95,8 +103,8 @@ def measure(
         with PeakMemory(model.device, level) as most:
             for repeat in range(repeats + 1):
                 kept: list[Any] = []
-                read = prefill_in_pieces if way == PLAIN else prefill
-                took = timed(lambda read=read, kept=kept: kept.append(read(model, ids)))
+                read = READERS.get(way, prefill)
+                took = timed(functools.partial(_keep, kept, read, model, ids))
                 wrote = decode(model, kept.pop(), ids[:, :1], steps + 4)[4:]
                 if repeat:
                     result["prefill"].append(took)
@@ -111,6 +119,10 @@ def measure(
         if model.device.type == "cuda":
             torch.cuda.empty_cache()
     return result
+
+
+def _keep(kept: list[Any], read: Callable[[Any, Tensor], Any], model: Any, ids: Tensor) -> None:
+    kept.append(read(model, ids))
 
 
 def show(results: Mapping[str, Any], title: str) -> Table:
@@ -191,6 +203,7 @@ def main(
             PLAIN_INSIDE: (inside, None),
             WRAPPED_INSIDE: (inside, {}),
             PLAIN: (ids, None),
+            PLAIN_OFFLOADED: (ids, None),
             **{way: (ids, memory) for way, memory in memories(device, folder).items()},
         }
         for way, (read, memory) in ways.items():

@@ -8,8 +8,8 @@ distance, right before the window; nothing is trained and nothing is forgotten.
 What differs: InfLLM's four vectors are the keys that got most attention from the tokens after them, which an embedder
 of memcore does not see; here they are means of runs of 32 keys. InfLLM chooses by the queries of the very tokens that
 it reads, here it is by the ones before them, as every choice of memcore is causal. InfLLM scores with queries and keys
-as if both stood at position 0, which is ``query_distance=0`` here. Its sizes (a window of 4,096, 16 blocks, 128 first
-tokens) are divided by 4,096 / window, so that it attends to as many tokens as memcore's default does.
+as if both stood at position 0, which is ``query_distance=0`` here. Its window of 4,096 tokens is as long as that of the
+others, and its 128 first tokens are fewer by as much. 16 of its blocks come back, 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def configuration(window: int) -> memcore.MemoryConfig:
         window=window,
         sinks=max(1, window * 128 // 4096),
         chunk_size=block,
-        top_k=max(1, window // 2 // block),
+        top_k=16,
         segment=min(512, window - block),
         query_tokens=min(512, window - block),
         retrieve_every=1,

@@ -3,9 +3,9 @@
     python benchmarks/long.py --tokens 32000 --tokens 128000
     python benchmarks/long.py --tokens 1000000 --way streaming --way memory:lmdb
 
-Ways of reading: ``full`` (attention to everything, in pieces of 1,024 tokens), ``offloaded`` (the same, with
-transformers' offloaded cache, which needs CUDA), ``streaming`` (a window and the first tokens), and
-``memory:BACKEND``. Each is a process of its own. Memory is counted above the loaded model, and apart from it the pages
+Ways of reading: ``full`` (attention to everything, in pieces of 1,024 tokens), ``streaming`` (a window and the first
+tokens), and ``memory:BACKEND``, all on the CPU. transformers' offloaded cache is for a GPU: ``gpu.py`` has it. Each way
+is a process of its own. Memory is counted above the loaded model, and apart from it the pages
 of files that are mapped: those of a memory on disk are page cache, which the system takes back when others need it.
 
 Keys are hidden at several depths and asked for at the end, each in words of its own. A text that is shorter than what
@@ -23,11 +23,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import torch
 import typer
 from long_cell import PERSISTENT
 from machine import console as machine_console
 from machine import spread
+from offloaded import NEEDS_GPU, OFFLOADED
 from process import measured
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -35,24 +35,22 @@ from rich.table import Table
 from tiny import save_tiny_model
 
 import memcore
+from memcore.config import MemoryConfig
 from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.plots import panels
 from memcore.evaluation.record import Record
 from memcore.evaluation.ways import check_ways
-from memcore.memory import MemoryConfig
 
-WAYS: Final = ("full", "offloaded", "streaming", "memory:exact", "memory:faiss", "memory:hnswlib", PERSISTENT)
-
-OFFLOADED: Final = "transformers' offloaded cache waits for CUDA streams, and there is no CUDA here"
+WAYS: Final = ("full", OFFLOADED, "streaming", "memory:exact", "memory:faiss", "memory:hnswlib", PERSISTENT)
 
 PANELS: Final = ("tokens/s", "ms per generated token", "MiB above the model, mapped files not counted")
 
 
 def left_out(way: str, config: MemoryConfig) -> str:
     """Return why a way of reading cannot be measured here; empty if it can."""
-    if way == "offloaded":
-        return "" if torch.cuda.is_available() else OFFLOADED
+    if way == OFFLOADED:
+        return NEEDS_GPU
     try:
         check_ways([way], config)
     except memcore.MissingDependencyError as error:
@@ -119,8 +117,8 @@ def draw(path: Path, title: str, results: Mapping[str, Any]) -> None:
     for way, result in results.items():
         points = at_checkpoints(result)
         for number, each in enumerate(axes):
-            line = {tokens: values[number] for tokens, values in points.items() if values[number] is not None}
-            each.plot(list(line), list(line.values()), marker="o", markersize=3, label=way)
+            line = [(tokens, value) for tokens, values in points.items() if (value := values[number]) is not None]
+            each.plot([n for n, _ in line], [value for _, value in line], marker="o", markersize=3, label=way)
     for each, name in zip(axes, PANELS, strict=True):
         each.set_xscale("log", base=2)
         each.xaxis.set_major_formatter("{x:,.0f}")
@@ -162,7 +160,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     depth: Annotated[list[float], typer.Option(help="Where keys are hidden.")] = [0.1, 0.3, 0.5, 0.7, 0.9],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Which keys.")] = 0,
-    hours: Annotated[float, typer.Option(help="A reading that takes longer stops at its next checkpoint.")] = 12.0,
+    hours: Annotated[float, typer.Option(help="A reading that takes longer stops.")] = 12.0,
     output: Annotated[Path, typer.Option(help="For results, pictures, memories on disk.")] = Path("bench-long"),
     small: Annotated[bool, typer.Option("--small", help="Hardly anything, to see that it runs.")] = False,
 ) -> None:

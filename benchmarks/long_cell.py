@@ -5,28 +5,26 @@ Gets one argument, JSON: the fields of :class:`Cell`. Prints what was measured a
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import json
 import sys
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import torch
+from readings import InMemory, OnDisk, Plain, Reading
 from resident import Resident
 from texts import Hidden, repeated, with_keys
 from torch import Tensor
-from transformers import DynamicCache
 
 import memcore
 from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.record import Record
-from memcore.evaluation.ways import PIECE, memory_for
-from memcore.reader import Progress, answer, load_model
+from memcore.evaluation.ways import memory_for
+from memcore.reader import answer, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +39,7 @@ class Cell:
     Attributes:
         model: hub id or folder.
         dtype: of weights and activations.
-        way: ``full``, ``offloaded``, ``streaming`` or ``memory:BACKEND``.
+        way: ``full``, ``streaming`` or ``memory:BACKEND``.
         tokens: how many to read.
         config: fields of the memory's configuration.
         files: texts to read.
@@ -50,7 +48,7 @@ class Cell:
         first: tokens at the first checkpoint; at each next one it is twice as many.
         stretch: tokens before a checkpoint that its speed is taken from, at most.
         decode: tokens generated at each checkpoint.
-        seconds: reading that has taken longer stops at its next checkpoint.
+        seconds: reading that has taken longer stops, but not before its first checkpoint.
         folder: for a memory on disk and the measurements so far.
     """
 
@@ -76,89 +74,8 @@ class Cell:
         return sorted({*whole, self.tokens})
 
 
-class Reading(ABC):
-    """A text that is being read.
-
-    Attributes:
-        done: tokens read.
-    """
-
-    done: int = 0
-
-    def __init__(self, model: Any) -> None:
-        """Take a model, wrapped if it shall have a memory."""
-        self.model = model
-
-    @abstractmethod
-    def read(self, ids: Tensor, end: int, progress: Progress) -> None:
-        """Read on in ``[1, T]`` token ids up to ``end``; ``progress`` is told how many tokens were read in all."""
-
-    @abstractmethod
-    def copy(self) -> Any:
-        """Return ``past_key_values`` to go on with, which leaves the reading as it is."""
-
-
-class Plain(Reading):
-    """Full attention, in pieces."""
-
-    def __init__(self, model: Any, *, offloading: bool) -> None:
-        """Take a model, and whether transformers puts away what a layer does not need now."""
-        super().__init__(model)
-        self._cache = DynamicCache(config=model.config, offloading=offloading)
-
-    def read(self, ids: Tensor, end: int, progress: Progress) -> None:
-        """See :meth:`Reading.read`."""
-        while self.done < end:
-            piece = ids[:, self.done : min(end, self.done + PIECE)]
-            self.model(input_ids=piece, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-            self.done += piece.shape[1]
-            progress(self.done, end)
-
-    def copy(self) -> Any:
-        """See :meth:`Reading.copy`."""
-        return copy.deepcopy(self._cache)
-
-
-class InMemory(Reading):
-    """A memory, or a window with sinks, that goes with the process."""
-
-    def __init__(self, model: Any) -> None:
-        """Take a wrapped model."""
-        super().__init__(model)
-        self._cache = model.memory.new_cache()
-
-    def read(self, ids: Tensor, end: int, progress: Progress) -> None:
-        """See :meth:`Reading.read`."""
-        begin = self.done
-        with self.model.memory.reading(lambda done, _: progress(begin + done, end), question=False):
-            self.model(input_ids=ids[:, begin:end], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self.done = end
-        progress(end, end)
-
-    def copy(self) -> Any:
-        """See :meth:`Reading.copy`."""
-        return copy.deepcopy(self._cache)
-
-
-class OnDisk(Reading):
-    """A session on disk, which goes on where an earlier process stopped."""
-
-    def __init__(self, model: Any) -> None:
-        """Take a wrapped model."""
-        super().__init__(model)
-        self._session = memcore.Session(model, "long")
-        self.done = self._session.tokens
-
-    def read(self, ids: Tensor, end: int, progress: Progress) -> None:
-        """See :meth:`Reading.read`."""
-        left = self._session.info.unfinished
-        begin = self.done - (0 if left is None else left.done)
-        self._session.ingest(ids[0, begin:end], progress=lambda done, _: progress(begin + done, end))
-        self.done = end
-
-    def copy(self) -> Any:
-        """See :meth:`Reading.copy`."""
-        return self._session.cache()
+class OutOfTimeError(Exception):
+    """Reading has taken as long as it may."""
 
 
 class Clock:
@@ -193,11 +110,9 @@ class Clock:
 
 def start(cell: Cell, model: Any) -> Reading:
     """Return a reading at its beginning, or where it stopped."""
-    memory = (
-        memory_for(cell.way, memcore.MemoryConfig(**cell.config)) if cell.way not in ("full", "offloaded") else None
-    )
+    memory = memory_for(cell.way, memcore.MemoryConfig(**cell.config))
     if memory is None:
-        return Plain(model, offloading=cell.way == "offloaded")
+        return Plain(model)
     if cell.way == PERSISTENT:
         memory = attrs.evolve(memory, backend_options={**memory.backend_options, "path": str(cell.folder / "memory")})
     memcore.wrap(model, memory)
@@ -257,14 +172,24 @@ def measure(cell: Cell) -> dict[str, Any]:
     record = Record(so_far, "long reading", settings)
     reading = start(cell, model)
     clock = Clock(level, reading.done)
-    stopped = False
+    measured, stopped = 0, False
+
+    def note(done: int, of: int) -> None:
+        clock.note(done, of)
+        if measured and done < of and clock.seconds > cell.seconds:
+            raise OutOfTimeError
+
     for end in cell.boundaries(config):
-        if str(end) in record.results or stopped:
+        if str(end) in record.results:
             continue
         clock.go_on()
-        if reading.done < end:
-            reading.read(ids, end, clock.note)
-        clock.note(end, end)
+        try:
+            if reading.done < end:
+                reading.read(ids, end, note)
+            note(end, end)
+        except OutOfTimeError:
+            stopped = True
+            break
         rate = clock.rate(cell.stretch)
         done = {
             "tokens_per_second": rate,
@@ -276,7 +201,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         record.add(str(end), done)
         speed = "-" if rate is None else f"{rate:,.0f}"
         print(f"{cell.way}: {end:,} of {cell.tokens:,} tokens read, {speed} a second", file=sys.stderr, flush=True)
-        stopped = clock.seconds > cell.seconds and end < cell.tokens
+        measured += 1
     return {
         "checkpoints": record.results,
         "keys": [] if stopped else ask(reading, tokenizer, ids, hidden),

@@ -2,9 +2,10 @@
 
     make bench-peers ARGS="--tokens 8000"
 
-Compared are attention to everything, transformers' quantised and offloaded caches, kvpress at several ratios (the share
+Compared are attention to everything, transformers' quantised caches, kvpress at several ratios (the share
 of keys and values that goes), InfLLM's block memory as a configuration of ours (``infllm.py`` says what differs), a
-window with the first tokens, and memcore's default. How each is run, ``peers_plain.py`` and ``peers_memory.py`` say.
+window with the first tokens, and memcore's default, all on the CPU; transformers' offloaded cache is for a GPU
+(``gpu.py``). How each is run, ``peers_plain.py`` and ``peers_memory.py`` say.
 
 Each reads the same contexts, knowing no question; then it is asked for a key that was hidden in them, or what follows
 in the text is scored. Each is a process of its own, so that its peak memory is its own. kvpress and quanto want another
@@ -24,10 +25,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import torch
 import typer
 from machine import console as machine_console
 from machine import spread
+from offloaded import NEEDS_GPU, OFFLOADED
 from process import measured
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 WAYS: Final = (
     "full",
-    "offloaded",
+    OFFLOADED,
     "quantised:fp8",
     "quantised:quanto",
     "kvpress:SnapKVPress:0.5",
@@ -70,8 +71,8 @@ WITH_MEMORY: Final = ("infllm", "streaming", "memory")
 
 def left_out(way: str, other_python: Path) -> str:
     """Return why a way cannot be measured here; empty if it can."""
-    if way == "offloaded" and not torch.cuda.is_available():
-        return "transformers' offloaded cache waits for CUDA streams, and there is no CUDA here"
+    if way == OFFLOADED:
+        return NEEDS_GPU
     if way.startswith(ELSEWHERE) and not other_python.exists():
         return f"there is no {other_python}; `make bench-peers` makes it"
     if way == "memory:faiss" and importlib.util.find_spec("faiss") is None:

@@ -11,6 +11,9 @@ import torch
 from resident import Resident, peak
 from torch import Tensor
 
+WARM = 64
+"""Tokens read before anything is measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -127,8 +130,10 @@ def measure(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
         Results of each, and the process's resident memory in bytes: ``bare``, with the model loaded, and ``peak``.
     """
     with torch.no_grad():
-        peer.model(input_ids=torch.tensor([job["texts"][0]["context"][:8]]))
-    bare = Resident.now()  # only now are the weights in memory, all of them
+        first = torch.tensor([job["texts"][0]["context"][:WARM]])
+        peer.model(input_ids=first)
+        bare = Resident.now()  # only now are the weights in memory, all of them
+        peer.forward(first[:, :1], peer.prefill(first), WARM)  # quanto compiles what it needs when it is first used
     numbers = {name: job[name] for name in ("answer_tokens", "decode_tokens")}
     answers = [ask(peer, Question(**each), **numbers) for each in job["questions"]]
     scores = [score(peer, Continuation(**each)) for each in job["texts"]]

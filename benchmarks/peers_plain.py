@@ -4,7 +4,6 @@ Gets one argument, JSON: ``model``, ``dtype``, ``way``, ``piece`` and ``job`` (a
 ``peers_measure.measure`` takes). Ways:
 
 - ``full``: attention to everything, read in pieces of ``piece`` tokens.
-- ``offloaded``: the same with transformers' offloaded cache, which needs CUDA.
 - ``quantised:BACKEND``: transformers' quantised cache (fp8, quanto, hqq) with its defaults, 4 bits but for fp8. The
   context is read in one call, as ``generate()`` does: in pieces, all of it would be quantised anew for every piece.
 - ``kvpress:PRESS:RATIO``: a press of kvpress, and the share of keys and values that goes. The context is compressed
@@ -16,6 +15,7 @@ In models with sliding layers, the layers with global attention alone are quanti
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
 import sys
@@ -62,9 +62,7 @@ def quantised_cache(model: Any, backend: str) -> Any:
 
 def pressed(model: Any, name: str, ratio: float) -> Callable[[Tensor], Any]:
     """Return what reads a context with a press of kvpress."""
-    import kvpress
-
-    press = getattr(kvpress, name)(compression_ratio=ratio)
+    press = getattr(importlib.import_module("kvpress"), name)(compression_ratio=ratio)
     rotary = model.model.rotary_emb
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         rotary = functools.partial(rotary, layer_type="full_attention")
@@ -103,7 +101,7 @@ def peer(model: Any, way: str, piece: int) -> Peer:
     elif name == "quantised":
         prefill = in_pieces(model, lambda: quantised_cache(model, options[0]), None)
     else:
-        prefill = in_pieces(model, lambda: DynamicCache(config=model.config, offloading=name == "offloaded"), piece)
+        prefill = in_pieces(model, lambda: DynamicCache(config=model.config), piece)
     return Peer(model=model, prefill=prefill, forward=forward, single=single)
 
 

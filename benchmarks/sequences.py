@@ -4,14 +4,16 @@
 
 - A batch of prompts of different lengths, padded on the left, each row with a memory of its own, against the same
   prompts one after the other.
-- The same prompts in as many threads, which share one wrapped model, and whether each gets the tokens that it gets
-  alone.
+- The same prompts in as many threads, which share one wrapped model, also while one more thread reads a text with it;
+  and whether each gets the tokens that it gets alone.
 - A text read once into a session and asked many times: what a question costs, against reading the text anew for it.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +42,7 @@ from memcore.reader import Reader, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH, ALONE, THREADS = "one batch", "one after the other", "threads"
+BATCH, ALONE, THREADS, READING = "one batch", "one after the other", "threads", "threads, one more reads a text"
 
 SPREAD_OF_LENGTHS: Final = 0.5
 """The shortest prompt of a batch is this much of the longest."""
@@ -61,8 +63,18 @@ def generate(model: Any, prompt: Mapping[str, Tensor], tokens: int, padding: int
     return new
 
 
-def in_each_way(model: Any, rows: Sequence[Tensor], tokens: int, padding: int, repeats: int) -> dict[str, Any]:
+def in_each_way(
+    model: Any, rows: Sequence[Tensor], tokens: int, padding: int, repeats: int, read: Callable[[], None]
+) -> dict[str, Any]:
     """Read prompts and generate after them in a batch, one by one and in threads, in turns.
+
+    Args:
+        model: wrapped.
+        rows: ``[1, T]`` token ids each.
+        tokens: generated after each.
+        padding: token id.
+        repeats: rounds.
+        read: reads a text, for the way in which another thread does so meanwhile.
 
     Returns:
         By way: ``seconds`` of each repeat, and ``same``, the rows that got what they get alone.
@@ -72,6 +84,7 @@ def in_each_way(model: Any, rows: Sequence[Tensor], tokens: int, padding: int, r
         ALONE: lambda: [generate(model, prompt, tokens, padding)[0] for prompt in prompts],
         BATCH: lambda: generate(model, padded(rows, padding), tokens, padding),
         THREADS: lambda: _in_threads(model, prompts, tokens, padding),
+        READING: lambda: _while(read, lambda: _in_threads(model, prompts, tokens, padding)),
     }
     results: dict[str, Any] = {}
     right: list[list[int]] = []
@@ -95,6 +108,23 @@ def in_each_way(model: Any, rows: Sequence[Tensor], tokens: int, padding: int, r
 def _in_threads(model: Any, prompts: Sequence[Mapping[str, Tensor]], tokens: int, padding: int) -> list[list[int]]:
     with ThreadPoolExecutor(len(prompts)) as pool:
         return [found[0] for found in pool.map(lambda prompt: generate(model, prompt, tokens, padding), prompts)]
+
+
+def _while(other: Callable[[], None], run: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """Return what ``run`` does, while another thread does ``other`` again and again."""
+    over = threading.Event()
+
+    def again() -> None:
+        while not over.is_set():
+            other()
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(again)
+        try:
+            return run()
+        finally:
+            over.set()
+            beside.result()
 
 
 def asked(
@@ -220,7 +250,10 @@ def main(
     if "together" not in record.results:
         lengths = torch.linspace(SPREAD_OF_LENGTHS, 1, given["rows"]).mul(given["tokens"]).long().tolist()
         parts = [torch.tensor([text[n * given["tokens"] :][:length]]) for n, length in enumerate(lengths)]
-        found = in_each_way(loaded, parts, given["new"], int(tokenizer.pad_token_id or 0), given["repeats"])
+        padding, reader = int(tokenizer.pad_token_id or 0), Reader(loaded, tokenizer)
+        found = in_each_way(
+            loaded, parts, given["new"], padding, given["repeats"], functools.partial(reader.read, parts[-1])
+        )
         record.add("together", {"lengths": lengths, "new": given["new"], "ways": found})
     if "questions" not in record.results:
         ids, hidden = with_keys(tokenizer, text[-given["long"] :], [0.1, 0.3, 0.5, 0.7, 0.9], 0)

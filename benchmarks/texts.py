@@ -92,7 +92,11 @@ def with_keys(
         trial = make_trial(tokenizer, text, tokens=len(text) // 2, depth=1, seed=seed + round(1000 * depth))
         first, last = trial.needle
         sentence, question = (
-            encode(tokenizer, tokenizer.decode(part).replace(own_what, what).replace(own_colour, colour), special=False)
+            encode(
+                tokenizer,
+                str(tokenizer.decode(part)).replace(own_what, what).replace(own_colour, colour),
+                special=False,
+            )
             for part in (trial.ids[0, first : last + 1], trial.ids[0, last + 1 :])
         )
         needle = sentence[0].tolist()
