@@ -40,6 +40,9 @@ test: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the tests (
 test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slow tests as well
 	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
+test-crashes: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## kill, fill, damage and share memories on disk, hundreds of times
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/reliability $(ARGS)
+
 # The wheel with GPU support is the same package as faiss-cpu, so it needs a virtual environment of its own. It runs on
 # the CPU where there is no GPU; the tests that need one are skipped.
 test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries

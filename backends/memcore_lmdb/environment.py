@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -386,7 +387,16 @@ class Environment:
         if isinstance(error, FileNotFoundError) and self._env is None:
             return
         if isinstance(error, (lmdb.Error, OSError)):
-            raise BackendError(f"the memory in {self.folder} cannot be read or written: {error}") from error
+            raise BackendError(
+                f"the memory in {self.folder} cannot be read or written: {error}{self._free_space()}"
+            ) from error
+
+    def _free_space(self) -> str:
+        """Return in words how much room there is: of a full disk LMDB says as a rule no more than that it failed."""
+        try:
+            return f" ({shutil.disk_usage(self.folder).free:,} bytes are free on the disk)"
+        except OSError:
+            return ""
 
     def _abandon(self) -> None:
         """Close it in a forked child, where it must not be used, so that the child can open the file itself."""

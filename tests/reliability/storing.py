@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import random
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +17,7 @@ from memcore.chunk import ChunkBatch
 from memcore.testing import assert_same_chunks, make_chunks, select
 from memcore.testing.contents import contents_of
 from reliability.forking import say
+from reliability.interrupting import block_interrupts, was_interrupted
 from reliability.killing import prepare
 
 Chain = list[list[int]]
@@ -204,34 +203,16 @@ def _holds(backend: LmdbBackend, state: State) -> bool:
 def interrupted(path: str, seed: int, count: int) -> None:
     """Make calls while the test sends SIGINT; a call that was interrupted is either done or can be done again."""
     torch.set_num_threads(1)
-    _let_interrupts(signal.SIG_BLOCK)
+    block_interrupts()
     reached, calls = states([[seed, count]])
     backend = LmdbBackend(options_of(path, seed))
     say("begun")
     for number, (kind, given) in enumerate(calls):
-        while kind != "reopen" and _was_interrupted(functools.partial(_do, backend, kind, given)):
+        while kind != "reopen" and was_interrupted(functools.partial(_do, backend, kind, given)):
             say("interrupted")
             if _holds(backend, reached[number + 1]):
                 break
             assert _holds(backend, reached[number])
-    while _was_interrupted(backend.close):
+    while was_interrupted(backend.close):
         say("interrupted")
     say("done")
-
-
-def _was_interrupted(call: Callable[[], object]) -> bool:
-    """Make a call, the only time when SIGINT comes through."""
-    try:
-        try:
-            _let_interrupts(signal.SIG_UNBLOCK)
-            call()
-        finally:
-            _let_interrupts(signal.SIG_BLOCK)
-    except KeyboardInterrupt:
-        _let_interrupts(signal.SIG_BLOCK)
-        return True
-    return False
-
-
-def _let_interrupts(how: int) -> None:
-    signal.pthread_sigmask(how, {signal.SIGINT})
