@@ -147,7 +147,6 @@ def settings_of(folder: Path, small: bool) -> dict[str, Any]:
         "stretch": 512,
         "decode": 4,
         "depths": [0.25, 0.75],
-        "way": ["full", "streaming", PERSISTENT],
     }
 
 
@@ -205,7 +204,9 @@ def main(
         show(console, number, done)
         right = {each: result for each, result in done.items() if "error" not in result}
         name = Path(given["model"]).name
-        draw(output / f"long-{number}.png", f"{name}, {dtype}, window {config.window:,}: {number:,} tokens", right)
+        draw(
+            output / f"long-{number}.png", f"{name}, {dtype}, window {config.window_length:,}: {number:,} tokens", right
+        )
     console.print(f"{describe_machine()}", style="dim")
     if any("error" in result for result in record.results.values()):
         raise typer.Exit(1)
