@@ -238,7 +238,7 @@ def main(
         for each in dict.fromkeys(("controls", *(group or groups))):
             for variant, changes in groups[each].items():
                 ablation.measure(variant, changes, tell)
-    title = f"{Path(name).name}, {context:,} tokens, window {MemoryConfig().window:,}"
+    title = f"{Path(name).name}, {context:,} tokens, window {MemoryConfig().window_length:,}"
     show(groups, record.results, title)
     draw(folder / "ablations.png", groups, record.results, title)
 

@@ -118,8 +118,8 @@ def points(
     heads, tokens, dim = query.shape
     kv_heads, size = key.shape[0], config.chunk_size
     made = []
-    for end in [*range(2 * config.window, tokens - FUTURE, config.segment_length), tokens]:
-        count = (end - config.window - config.sinks) // size
+    for end in [*range(2 * config.window_length, tokens - FUTURE, config.segment_length), tokens]:
+        count = (end - config.window_length - config.sinks) // size
         if count <= 2 * config.chunks:
             continue
         asking = torch.arange(end, end + FUTURE) if end < tokens else torch.tensor([tokens - 1])

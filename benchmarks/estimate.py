@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from page import markdown_table
 
 GIB = 2**30
 GB = 1e9
@@ -65,7 +66,7 @@ class Memory:
     @property
     def segment(self) -> int:
         """Tokens that are read at a time."""
-        return self.window // 2
+        return min(512, self.window // 2)
 
     @property
     def attended(self) -> int:
@@ -168,12 +169,6 @@ def _flops(operations: float) -> str:
     return f"{operations / GB:,.2f} G" if operations < 1e12 else f"{operations / 1e12:,.2f} T"
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def main(
     parameters: Annotated[float, typer.Option(help="Weights, in thousand millions.")] = 8.03,
     layers: Annotated[int, typer.Option(help="Layers with a memory.")] = 32,
@@ -181,7 +176,7 @@ def main(
     kv_heads: Annotated[int, typer.Option(help="Key/value heads.")] = 8,
     head_dim: Annotated[int, typer.Option(help="Numbers per head.")] = 128,
     tokens: Annotated[list[int], typer.Option(help="Tokens in memory.")] = [131_072, 1_000_000, 10_000_000],  # noqa: B006
-    window: Annotated[int, typer.Option(help="As in the memory's configuration, like the following.")] = 1024,
+    window: Annotated[int, typer.Option(help="As in the memory's configuration, like the following.")] = 2048,
     sinks: Annotated[int, typer.Option()] = 4,
     chunk_size: Annotated[int, typer.Option()] = 64,
     top_k: Annotated[int, typer.Option()] = 32,
@@ -204,14 +199,14 @@ def main(
     lengths = [f"{n:,} tokens" for n in tokens]
     weights = ("weights, bfloat16", f"{model.parameters * BFLOAT16 / GIB:.1f} GiB")
     print("On the GPU, however long the text:\n")
-    print(markdown(["", ""], [list(row) for row in (weights, *window_rows(model, memory))]))
+    print(markdown_table(["", ""], [list(row) for row in (weights, *window_rows(model, memory))]), end="\n\n")
     print("In the memory bank, in RAM or on disk, all layers:\n")
-    print(markdown(["", *lengths], bank_rows(model, memory, tokens)))
+    print(markdown_table(["", *lengths], bank_rows(model, memory, tokens)), end="\n\n")
     print(f"From host to GPU for one choice of chunks in all layers, at {link:g} GB/s:\n")
     head = ["", "bytes", "time", "a generated token", "a token read"]
-    print(markdown(head, transfer_rows(model, memory, link * GB)))
+    print(markdown_table(head, transfer_rows(model, memory, link * GB)), end="\n\n")
     print("Operations of one generated token:\n")
-    print(markdown(["", *lengths], flop_rows(model, memory, tokens)))
+    print(markdown_table(["", *lengths], flop_rows(model, memory, tokens)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def main(
     model: Annotated[str, typer.Option(help="Hub id or folder; the demo model if left out.")] = "",
     tokens: Annotated[int, typer.Option(help="Length of a long prompt.")] = 32_000,
     file: Annotated[list[Path], typer.Option(help="Texts; the Python language reference if left out.")] = [],  # noqa: B006
-    window: Annotated[int, typer.Option(help="Local window.")] = 1024,
+    window: Annotated[int, typer.Option(help="Local window.")] = 2048,
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "bfloat16",
     repeats: Annotated[int, typer.Option(help="Readings in each way.")] = 3,
     output: Annotated[Path, typer.Option(help="Folder for results and picture.")] = Path("bench-gpu"),

@@ -155,7 +155,7 @@ def main(
     tokens: Annotated[list[int], typer.Option(help="How many to read.")] = [32_000],  # noqa: B006
     way: Annotated[list[str], typer.Option(help="Ways of reading.")] = list(WAYS),  # noqa: B006
     file: Annotated[list[Path], typer.Option(help="Texts; the Python language reference if left out.")] = [],  # noqa: B006
-    window: Annotated[int, typer.Option(help="Local window.")] = 1024,
+    window: Annotated[int, typer.Option(help="Local window.")] = 2048,
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     depth: Annotated[list[float], typer.Option(help="Where keys are hidden.")] = [0.1, 0.3, 0.5, 0.7, 0.9],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Which keys.")] = 0,

@@ -68,7 +68,7 @@ class Cell:
 
     def boundaries(self, memory: memcore.MemoryConfig) -> list[int]:
         """Return the checkpoints: the last whole piece that a memory makes up to each of them, and the end."""
-        room, segment = memory.window + memory.sinks, memory.segment_length
+        room, segment = memory.window_length + memory.sinks, memory.segment_length
         wanted = itertools.takewhile(lambda n: n < self.tokens, (self.first << n for n in itertools.count()))
         whole = (n if n <= room else room + (n - room) // segment * segment for n in wanted)
         return sorted({*whole, self.tokens})

@@ -180,7 +180,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Length of a context.")] = 8000,
     way: Annotated[list[str], typer.Option(help="Ways of reading.")] = list(WAYS),  # noqa: B006
     file: Annotated[list[Path], typer.Option(help="Texts; the Python language reference if left out.")] = [],  # noqa: B006
-    window: Annotated[int, typer.Option(help="Local window of what has one.")] = 1024,
+    window: Annotated[int, typer.Option(help="Local window of what has one.")] = 2048,
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     seeds: Annotated[int, typer.Option(help="Questions at each depth.")] = 2,
     texts: Annotated[int, typer.Option(help="Contexts whose continuation is scored.")] = 2,

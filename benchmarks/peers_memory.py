@@ -26,7 +26,7 @@ def configured(way: str, fields: dict[str, Any], folder: str) -> memcore.MemoryC
     """Return the memory's configuration for a way of reading."""
     config = memcore.MemoryConfig(**fields)
     if way == infllm.NAME:
-        return infllm.configuration(config.window)
+        return infllm.configuration(config.window_length)
     memory = memory_for(way, config)
     assert memory is not None
     return attrs.evolve(memory, backend_options={"path": folder}) if memory.backend == "lmdb" else memory

@@ -221,7 +221,7 @@ def main(
     anew: Annotated[int, typer.Option(help="Questions with a reading of their own.")] = 3,
     repeats: Annotated[int, typer.Option(help="Rounds of the batch.")] = 3,
     file: Annotated[list[Path], typer.Option(help="Texts; the Python language reference if left out.")] = [],  # noqa: B006
-    window: Annotated[int, typer.Option(help="Local window.")] = 1024,
+    window: Annotated[int, typer.Option(help="Local window.")] = 2048,
     backend: Annotated[str, typer.Option(help="Of the memory.")] = "exact",
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     output: Annotated[Path, typer.Option(help="Folder for results and picture.")] = Path("bench-sequences"),
@@ -238,7 +238,7 @@ def main(
     config = memcore.MemoryConfig(window=given.pop("window"), backend=backend)
     if backend == "lmdb":
         config = memcore.MemoryConfig(
-            window=config.window, backend=backend, backend_options={"path": str(output / "memory")}
+            window=config.window_length, backend=backend, backend_options={"path": str(output / "memory")}
         )
     given |= {"files": [str(path.resolve()) for path in given["files"]], "dtype": dtype, "config": config.to_dict()}
     record = Record(output / "sequences.json", "sequences", given)
@@ -259,7 +259,7 @@ def main(
         ids, hidden = with_keys(tokenizer, text[-given["long"] :], [0.1, 0.3, 0.5, 0.7, 0.9], 0)
         found = asked(loaded, tokenizer, ids, hidden, given["questions"], given["anew"])
         record.add("questions", {"tokens": given["long"], **found})
-    title = f"{Path(given['model']).name}, {dtype}, window {config.window:,}, {backend}"
+    title = f"{Path(given['model']).name}, {dtype}, window {config.window_length:,}, {backend}"
     console = machine_console()
     show(console, record.results, title)
     draw(output / "sequences.png", title, record.results["questions"])

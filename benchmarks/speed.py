@@ -108,7 +108,7 @@ def beyond_the_window(model: Any, ids: Tensor, window: int, repeats: int, backen
 def main(
     model: Annotated[str, typer.Option(help="Hub id or folder; the demo model if left out.")] = "",
     tokens: Annotated[list[int], typer.Option(help="Lengths of long prompts.")] = [32_000],  # noqa: B006
-    window: Annotated[int, typer.Option(help="Local window.")] = 1024,
+    window: Annotated[int, typer.Option(help="Local window.")] = 2048,
     backend: Annotated[list[str], typer.Option(help="Backends to try.")] = ["exact"],  # noqa: B006
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     repeats: Annotated[int, typer.Option(help="Rounds inside the window.")] = 15,

@@ -17,6 +17,12 @@ from memcore.options import alternatives, describe, structure_options, unknown_f
 
 C = TypeVar("C", bound=type)
 
+_WINDOW = 2048
+"""Tokens of the window if nothing else is said."""
+
+_SEGMENT = 512
+"""Longest segment if nothing else is said."""
+
 _RETRIEVED = 2048
 """Tokens of chunks that come back if nothing else is said."""
 
@@ -117,12 +123,14 @@ class MemoryConfig:
         embedder_options: options of that embedder.
         eviction: name of the policy that chooses what to forget when ``capacity`` is exceeded.
         capacity: tokens that the memory keeps per sequence and layer; None for no limit.
-        window: most recent tokens that every layer attends to directly, ``sinks`` not counted.
+        window: most recent tokens that every layer attends to directly, ``sinks`` not counted; None for 2,048, or half
+            of what the model was trained for if that is less.
         sinks: first tokens of a sequence, kept in the local window for good: attention rests on them.
         chunk_size: tokens per stored chunk.
         top_k: chunks brought back per retrieval; None for 2,048 tokens of them, or fewer where the model was trained
             for too few positions.
-        segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window.
+        segment: tokens of a long input that are processed at a time, with one retrieval each; None for half the window,
+            and at most 512.
         query_tokens: most recent tokens whose queries choose the chunks.
         question_tokens: tokens at the end of a long input that pass one at a time, each with a retrieval of its own: a
             question that stands there can only be understood with the chunks that it asks for itself. Training steps
@@ -154,7 +162,7 @@ class MemoryConfig:
     )
     eviction: str = attrs.field(default="memlong", validator=_name)
     capacity: int | None = attrs.field(default=None, validator=_optional_integer(1, "no limit"))
-    window: int = attrs.field(default=1024, validator=_integer(1))
+    window: int | None = attrs.field(default=None, validator=_optional_integer(1, "2,048"))
     sinks: int = attrs.field(default=4, validator=_integer(0))
     chunk_size: int = attrs.field(default=64, validator=_integer(1))
     top_k: int | None = attrs.field(default=None, validator=_optional_integer(1, "2,048 tokens of chunks"))
@@ -177,22 +185,22 @@ class MemoryConfig:
                 f"layers must not lie before memory_layer ({self.memory_layer}), which chooses the chunks for them; "
                 f"got {describe(self.layers)}"
             )
-        if self.window < self.chunk_size:
+        if self.window_length < self.chunk_size:
             raise ConfigError(
-                f"window ({self.window}) must hold at least one chunk: make it {self.chunk_size} or more, "
+                f"window ({self.window_length}) must hold at least one chunk: make it {self.chunk_size} or more, "
                 f"or make chunk_size ({self.chunk_size}) smaller"
             )
-        if self.segment_length + self.chunk_size > self.window:
+        if self.segment_length + self.chunk_size > self.window_length:
             # A segment pushes as many tokens out, rounded up to whole chunks, and must itself fit.
             if self.segment is None:
-                problem = f"window ({self.window}) must be at least two chunks of chunk_size ({self.chunk_size})"
-                cure = f"make window {2 * self.chunk_size} or more, or chunk_size {self.window // 2} or less"
+                problem = f"window ({self.window_length}) must be at least two chunks of chunk_size ({self.chunk_size})"
+                cure = f"make window {2 * self.chunk_size} or more, or chunk_size {self.window_length // 2} or less"
             else:
                 problem = (
                     f"segment ({self.segment}) and one chunk of chunk_size ({self.chunk_size}) must fit into "
-                    f"window ({self.window})"
+                    f"window ({self.window_length})"
                 )
-                room = self.window - self.chunk_size
+                room = self.window_length - self.chunk_size
                 cure = f"make window {self.segment + self.chunk_size} or more"
                 cure += f", or segment {room} or less" if room else ""
             raise ConfigError(f"{problem}: {cure}")
@@ -203,14 +211,19 @@ class MemoryConfig:
             )
 
     @property
+    def window_length(self) -> int:
+        """Most recent tokens that every layer attends to directly."""
+        return _WINDOW if self.window is None else self.window
+
+    @property
     def segment_length(self) -> int:
         """Tokens of a long input that are processed at a time."""
-        return self.window // 2 if self.segment is None else self.segment
+        return min(_SEGMENT, self.window_length // 2) if self.segment is None else self.segment
 
     @property
     def distance(self) -> int:
         """Distance, in tokens, at which chunks are compared with queries."""
-        return self.window // 2 if self.query_distance is None else self.query_distance
+        return self.window_length // 2 if self.query_distance is None else self.query_distance
 
     @property
     def chunks(self) -> int:
@@ -227,18 +240,21 @@ class MemoryConfig:
     @property
     def span(self) -> int:
         """The furthest that a query ever is from a key, in positions, unless ``positions`` is ``"original"``."""
-        return self.window + self.sinks + (self.chunks * self.chunk_size if self.positions == "window" else 1)
+        return self.window_length + self.sinks + (self.chunks * self.chunk_size if self.positions == "window" else 1)
 
     def fitted(self, positions: int | None) -> Self:
-        """Return the configuration of a model that was trained for so many positions, with ``top_k`` set.
+        """Return the configuration of a model that was trained for so many positions, with window and ``top_k`` set.
 
         Args:
             positions: None for any number.
         """
-        chunks = self.chunks
+        window, chunks = self.window_length, self.chunks
+        if self.window is None and positions is not None:
+            least = self.chunk_size + (self.chunk_size if self.segment is None else self.segment)
+            window = max(least, min(window, positions // 2))
         if self.top_k is None and self.positions == "window" and positions is not None:
-            chunks = max(1, min(chunks, (positions - self.window - self.sinks) // self.chunk_size))
-        return attrs.evolve(self, top_k=chunks)
+            chunks = max(1, min(chunks, (positions - window - self.sinks) // self.chunk_size))
+        return attrs.evolve(self, window=window, top_k=chunks)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:

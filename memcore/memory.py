@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,14 @@ class Passage:
     layers: tuple[int, ...]
 
 
+class _Reading(threading.local):
+    """How the calls of one thread read: threads may share a memory while one of them reads a text and others ask."""
+
+    def __init__(self, question_tokens: int) -> None:
+        self.progress: Callable[[int, int], None] | None = None
+        self.question_tokens = question_tokens
+
+
 class Memory:
     """What a wrapped model remembers with: configuration, bank, embedder.
 
@@ -49,8 +58,6 @@ class Memory:
         bank: where chunks go.
         text_config: the decoder's transformers configuration.
         layer_setups: one for each layer with global attention.
-        progress: called with (tokens done, tokens in all) after each piece of an input that is processed in several.
-        question_tokens: tokens at the end of a long input that pass one at a time.
         sessions: the memories that have a name.
         tracing: the trace under way, see :meth:`trace`.
     """
@@ -110,8 +117,7 @@ class Memory:
         ]
         self._geometries = geometries
         self._tokenizer = tokenizer
-        self.progress: Callable[[int, int], None] | None = None
-        self.question_tokens = config.question_tokens
+        self._reading = _Reading(config.question_tokens)
         self.sessions = SessionStore(self.bank)
         self.tracing: Trace | None = None
         self._latest: dict[int, list[Recalled | None]] = {}
@@ -129,20 +135,31 @@ class Memory:
         """Return an empty cache to pass as ``past_key_values``."""
         return MemoryCache(self)
 
+    @property
+    def progress(self) -> Callable[[int, int], None] | None:
+        """What is told how far an input is that this thread reads; see :meth:`reading`."""
+        return self._reading.progress
+
+    @property
+    def question_tokens(self) -> int:
+        """Tokens at the end of a long input that pass one at a time, in this thread."""
+        return self._reading.question_tokens
+
     @contextmanager
     def reading(self, progress: Callable[[int, int], None] | None = None, *, question: bool = True) -> Iterator[None]:
-        """Tell how far a long input is, and whether it ends in a question, while in this context.
+        """Tell how far a long input is, and whether it ends in a question, while in this context and this thread.
 
         Args:
-            progress: see the attribute.
+            progress: called with (tokens done, tokens in all) after each piece of an input that passes in several.
             question: False for a text that nothing is asked in yet: its last tokens need no retrievals of their own.
         """
-        self.progress = progress
-        self.question_tokens = self.config.question_tokens if question else 0
+        now = self._reading
+        before = now.progress, now.question_tokens
+        now.progress, now.question_tokens = progress, self.config.question_tokens if question else 0
         try:
             yield
         finally:
-            self.progress, self.question_tokens = None, self.config.question_tokens
+            now.progress, now.question_tokens = before
 
     @contextmanager
     def trace(self) -> Iterator[Trace]:
@@ -212,7 +229,7 @@ class Memory:
 
     def __repr__(self) -> str:
         layers: Sequence[int] = [setup.index for setup in self.layer_setups if setup.reads]
-        return f"Memory(backend={self.config.backend!r}, window={self.config.window}, layers={list(layers)})"
+        return f"Memory(backend={self.config.backend!r}, window={self.config.window_length}, layers={list(layers)})"
 
 
 def _readers(config: MemoryConfig, geometries: dict[int, RotaryGeometry | None]) -> list[int]:

@@ -119,7 +119,7 @@ def answer(
         text="" if tokenizer is None else str(tokenizer.decode(new, skip_special_tokens=True)),
         token_ids=new.cpu(),
         seconds=time.perf_counter() - begun,
-        passages=tuple(memory.passages()) if memory is not None else (),
+        passages=tuple(memory.passages(cache)) if memory is not None else (),
     )
 
 

@@ -269,7 +269,7 @@ class Session:
     def _block(self, checkpoint_tokens: int) -> int:
         """Return how many tokens to read up to the next checkpoint: whole segments, so that it changes no piece."""
         config = self._memory.config
-        room = max(0, config.window + config.sinks - self.tokens)
+        room = max(0, config.window_length + config.sinks - self.tokens)
         return room + max(1, (checkpoint_tokens - room) // config.segment_length) * config.segment_length
 
     def _checkpoint(

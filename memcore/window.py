@@ -170,7 +170,7 @@ class LocalWindow:
     @property
     def room(self) -> int:
         """Columns that fit before anything must leave."""
-        return self.config.window + self.config.sinks
+        return self.config.window_length + self.config.sinks
 
     def starts(self) -> list[int]:
         """Return the position of the first token still in each row's window."""
@@ -200,9 +200,9 @@ class LocalWindow:
             if not bool(self.sinks.live[row].any()) and self.config.sinks:
                 if count + coming[row] > self.room:
                     sinks = self.config.sinks
-                limit = self.config.window if sinks else self.room
+                limit = self.config.window_length if sinks else self.room
             else:
-                limit = self.config.window
+                limit = self.config.window_length
             over = count - sinks + coming[row] - limit
             chunks = max(0, -(-over // chunk))
             rows.append(RowDeparture(start=start, sinks=sinks, chunks=chunks))

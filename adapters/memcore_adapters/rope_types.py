@@ -78,7 +78,7 @@ def check_rope_types(decoder: Any, config: MemoryConfig) -> list[str]:
     notes = []
     if config.span > length:
         span = (
-            f"window ({config.window}), sinks ({config.sinks}) and top_k × chunk_size ({config.chunks} × "
+            f"window ({config.window_length}), sinks ({config.sinks}) and top_k × chunk_size ({config.chunks} × "
             f"{config.chunk_size}) span {config.span} positions"
         )
         if pinned is not None:

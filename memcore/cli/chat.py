@@ -82,7 +82,7 @@ def chat(
     try:
         opened = Chat(loaded, tokenizer, session or None, system=system)
         _read(opened, texts)
-        _talk(opened, tokenizer, memory.window, generation)
+        _talk(opened, tokenizer, memory.window_length, generation)
     finally:
         unwrap(loaded)
 

@@ -54,7 +54,7 @@ def demo(
             full_attention=full,
             on_start=start,
         )
-    _show(result, tokenizer, memory.window)
+    _show(result, tokenizer, memory.window_length)
 
 
 def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int) -> None:

@@ -85,12 +85,13 @@ def demonstrate(
     Raises:
         ConfigError: the text would fit the window, so that there is nothing to remember.
     """
-    if tokens < 2 * config.window:
+    if tokens < 2 * config.window_length:
         raise ConfigError(
-            f"tokens must be at least twice the window ({config.window}), or there is little to remember; got {tokens}"
+            f"tokens must be at least twice the window ({config.window_length}), or there is little to remember; "
+            f"got {tokens}"
         )
     # What stands in the last window needs no memory.
-    hidden = choose_facts(facts, seed, until=1 - config.window / tokens)
+    hidden = choose_facts(facts, seed, until=1 - config.window_length / tokens)
     text = hide(hidden, first_tokens(language_reference(), tokens, tokenizer))
     ids = _encode(tokenizer, text)
     questions = [_encode(tokenizer, f"\n\n{fact.prompt}", special=False) for fact in hidden]
@@ -109,7 +110,7 @@ def demonstrate(
         )
 
     # The first token stays, as many models need it to begin with.
-    methods = [method(WITHOUT, torch.cat([ids[:, :1], ids[:, 1 - config.window :]], dim=1))]
+    methods = [method(WITHOUT, torch.cat([ids[:, :1], ids[:, 1 - config.window_length :]], dim=1))]
     wrap(model, config)
     try:
         methods.append(method(WITH, ids))

@@ -63,10 +63,10 @@ def spans_for(contexts: Sequence[int], scored: int) -> list[Span]:
 def _reading(model: Any, way: str, config: MemoryConfig) -> Iterator[Callable[..., Tensor]]:
     """Yield what gives the losses of a text read that way: a function of ids, spans and progress."""
     memory_for(way, config, known=PERPLEXITY_WAYS)  # there is such a way
-    strides = {"chunks": config.window, "window": config.window // 2}
+    strides = {"chunks": config.window_length, "window": config.window_length // 2}
     with read_as(model, "window" if way in strides else way, config):
         if way in strides:
-            yield functools.partial(windowed_losses, model, window=config.window, stride=strides[way])
+            yield functools.partial(windowed_losses, model, window=config.window_length, stride=strides[way])
         else:
             yield functools.partial(cached_losses, model, piece=PIECE)
 

@@ -125,8 +125,8 @@ def seen(ids: Tensor, way: str, config: MemoryConfig) -> Tensor:
         config: the memory's, whose window it is.
 
     Returns:
-        ``[1, T]``, at most ``config.window`` tokens for ``"window"``.
+        ``[1, T]``, at most ``config.window_length`` tokens for ``"window"``.
     """
-    if way != "window" or ids.shape[1] <= config.window:
+    if way != "window" or ids.shape[1] <= config.window_length:
         return ids
-    return torch.cat([ids[:, :1], ids[:, ids.shape[1] - config.window + 1 :]], dim=1)
+    return torch.cat([ids[:, :1], ids[:, ids.shape[1] - config.window_length + 1 :]], dim=1)

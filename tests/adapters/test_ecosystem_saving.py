@@ -69,7 +69,7 @@ def test_arguments_for_transformers_reach_it(saved: Path) -> None:
 
 def test_a_model_saved_without_a_memory_gets_the_defaults(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
-    assert load(tmp_path).memory.config == MemoryConfig().fitted(None)
+    assert load(tmp_path).memory.config == MemoryConfig().fitted(4096)
 
 
 def test_without_memcore_a_saved_model_is_an_ordinary_one(saved: Path) -> None:

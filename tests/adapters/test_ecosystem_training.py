@@ -46,12 +46,12 @@ def assert_same_step(got: tuple[Tensor, dict[str, Tensor]], want: tuple[Tensor, 
 
 def first_in_window(tokens: int, config: MemoryConfig) -> Tensor:
     """Return for each token, ``[tokens]``, the first one that is in the window with it."""
-    room, first, firsts = config.window + config.sinks, 0, []
+    room, first, firsts = config.window_length + config.sinks, 0, []
     cut = pieces(tokens, 0, room=room, segment=config.segment_length, question_tokens=0)
     for begin, end in cut:
         if end > room:
             first = first or config.sinks
-            first += max(0, -(-(end - first - config.window) // config.chunk_size)) * config.chunk_size
+            first += max(0, -(-(end - first - config.window_length) // config.chunk_size)) * config.chunk_size
         firsts += [first] * (end - begin)
     return torch.tensor(firsts)
 

@@ -196,7 +196,7 @@ def test_memory_has_an_effect_and_retrieval_reads_chunks_far_outside_the_window(
     logits = model(tokens).logits[:, -1]
     starts = [passage.start for passage in model.memory.passages()]
     assert len(starts) >= SMALL.chunks
-    assert max(starts) < 100 - SMALL.window
+    assert max(starts) < 100 - SMALL.window_length
     assert not torch.equal(model(changed).logits[:, -1], logits)
 
 

@@ -156,14 +156,28 @@ def test_exact_types_are_wrapped_without_a_word(rope: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "top_k"),
-    [({}, 32), ({"window": 2048}, 31), ({"chunk_size": 128}, 16), ({"window": 4090, "sinks": 1}, 1), ({"top_k": 3}, 3)],
+    ("fields", "positions", "window", "top_k"),
+    [
+        ({}, 32_768, 2048, 32),
+        ({}, 4096, 2048, 31),
+        ({}, 2048, 1024, 15),
+        ({}, 100, 128, 1),
+        ({"segment": 200}, 300, 264, 1),
+        ({"window": 1024}, 4096, 1024, 32),
+        ({"chunk_size": 128}, 32_768, 2048, 16),
+        ({"positions": "zero"}, 2048, 1024, 32),
+        ({"top_k": 3}, 2048, 1024, 3),
+    ],
 )
-def test_what_comes_back_by_default_fits_the_positions_that_a_model_has(fields: dict[str, Any], top_k: int) -> None:
-    model: Any = memcore.wrap(tiny_model("llama"), **fields)
-    assert model.config.max_position_embeddings == 4096
-    assert model.memory.config.top_k == top_k
-    assert model.memory.config.span <= 4096 or fields.get("window") == 4090
+def test_what_is_left_open_fits_the_positions_that_a_model_has(
+    fields: dict[str, Any], positions: int, window: int, top_k: int
+) -> None:
+    plain = tiny_model("llama", max_position_embeddings=positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if positions < 2048 else "error")
+        model: Any = memcore.wrap(plain, **fields)
+    assert (model.memory.config.window, model.memory.config.top_k) == (window, top_k)
+    assert model.memory.config.span <= positions or positions < 2048
 
 
 def test_it_is_said_that_chunks_would_stand_further_away_than_a_model_was_trained_for() -> None:

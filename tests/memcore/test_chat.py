@@ -113,7 +113,7 @@ def test_with_full_recall_it_says_what_the_plain_model_says_to_the_whole_transcr
     for text in SAYINGS * 2:
         chat.say(text, **OFTEN_ENDS)
     assert chat.token_ids()[0].tolist() == expected
-    assert len(expected) > 5 * CONFIG.window
+    assert len(expected) > 5 * CONFIG.window_length
     assert min(lengths) < 16 == max(lengths)  # both ways to end a reply were there
 
 

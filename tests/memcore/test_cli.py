@@ -195,7 +195,7 @@ def test_debug_shows_the_traceback(tiny_folder: str) -> None:
 def test_demo_needs_more_than_the_window(tiny_folder: str) -> None:
     result = run("demo", "--model", tiny_folder, "--tokens", "100")
     assert result.exit_code == 1
-    assert "tokens must be at least twice the window (1024)" in result.stderr
+    assert "tokens must be at least twice the window (2048)" in result.stderr
 
 
 def test_demo_shows_every_fact_and_method(tiny_folder: str) -> None:

@@ -31,7 +31,13 @@ VARIANT: dict[str, Any] = {
 
 
 def test_defaults_are_valid() -> None:
-    assert MemoryConfig().segment_length == MemoryConfig().window // 2
+    config = MemoryConfig()
+    assert (config.window_length, config.segment_length, config.distance) == (2048, 512, 1024)
+    assert (config.chunks, config.candidates, config.span) == (32, 64, 2048 + 4 + 2048)
+
+
+def test_a_segment_is_half_of_a_small_window() -> None:
+    assert MemoryConfig(window=600).segment_length == 300
 
 
 def test_segment_overrides_half_the_window() -> None:
@@ -49,8 +55,8 @@ def test_segment_overrides_half_the_window() -> None:
         ({"rerank": -1}, "rerank must be an integer of at least 0, or None for at least 64 candidates, got -1"),
         ({"window": 32}, r"window \(32\) must hold at least one chunk: make it 64 or more"),
         ({"window": 100}, "make window 128 or more, or chunk_size 50 or less"),
-        ({"segment": 1000}, "make window 1064 or more, or segment 960 or less"),
-        ({"segment": 0}, "segment must be an integer of at least 1, or None for half the window, got 0"),
+        ({"segment": 2000}, "make window 2064 or more, or segment 1984 or less"),
+        ({"segment": 0}, "segment must be an integer of at least 1, or None for half the window"),
         ({"capacity": 63}, r"capacity \(63\) must hold at least one chunk"),
         ({"capacity": "all"}, "capacity must be an integer of at least 1, or None for no limit, got 'all'"),
         ({"positions": "absolute"}, "positions must be 'window', 'zero' or 'original', got 'absolute'"),

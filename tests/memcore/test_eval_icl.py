@@ -164,7 +164,7 @@ def test_every_way_labels_the_same_items_after_what_it_may_see(tmp_path: Path, m
     assert read[0] == "".join(map(small.show, shots))
     assert read[1:] == ["".join(map(small.show, (*before, *shots)))] * 4
     assert asked == [f"{small.ask(test)} bad good so so" for test in tests] * 5
-    assert len(read[1]) > SMALL.window > len(read[0])
+    assert len(read[1]) > SMALL.window_length > len(read[0])
 
 
 def test_the_label_is_the_likeliest_and_a_test_item_meets_no_other(

@@ -51,7 +51,7 @@ def test_every_real_token_is_a_sink_or_in_a_chunk_or_in_the_window(data: st.Data
         local = window.columns.token_ids[row][window.columns.live[row]].tolist()
         assert sinks + chunked[row] + local == fed[row]
         assert len(chunked[row]) % CONFIG.chunk_size == 0
-        assert len(local) <= (CONFIG.window if sinks else window.room)
+        assert len(local) <= (CONFIG.window_length if sinks else window.room)
         recent = window.recent.token_ids[row][window.recent.live[row]].tolist()
         assert recent == fed[row][-len(recent) :] if recent else not fed[row]
         assert len(recent) == min(CONFIG.query_tokens, len(fed[row]))
