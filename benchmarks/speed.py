@@ -24,6 +24,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import memcore
+from memcore import MemoryConfig
+from memcore.cli.settings import SetOption, memory_config
 from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.prompt import encode
@@ -58,9 +60,9 @@ def decode(model: Any, cache: Any, token: Tensor, steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def inside_the_window(model: Any, ids: Tensor, window: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+def inside_the_window(model: Any, ids: Tensor, config: MemoryConfig, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Time forward and decode of plain and wrapped model in turns; everything fits the window."""
-    prompt, token = ids[:, : window - 64], ids[:, :1]
+    prompt, token = ids[:, : config.window_length - 64], ids[:, :1]
     seconds: dict[str, dict[str, list[float]]] = {
         task: {"plain": [], "wrapped": []} for task in (f"forward of {prompt.shape[1]:,}", "decode")
     }
@@ -68,7 +70,7 @@ def inside_the_window(model: Any, ids: Tensor, window: int, repeats: int) -> dic
     for repeat in range(repeats + 1):
         for way in ("plain", "wrapped") if repeat % 2 else ("wrapped", "plain"):
             if way == "wrapped":
-                memcore.wrap(model, window=window)
+                memcore.wrap(model, config)
             took = timed(lambda: prefill(model, prompt))
             steps = decode(model, prefill(model, prompt), token, 24)
             if way == "wrapped":
@@ -80,7 +82,9 @@ def inside_the_window(model: Any, ids: Tensor, window: int, repeats: int) -> dic
 
 
 @torch.no_grad()
-def beyond_the_window(model: Any, ids: Tensor, window: int, repeats: int, backends: list[str]) -> dict[str, Any]:
+def beyond_the_window(
+    model: Any, ids: Tensor, config: MemoryConfig, repeats: int, backends: list[str]
+) -> dict[str, Any]:
     """Time prefill and decode of a long prompt, with memory and with full attention."""
     token, results = ids[:, :1], {}
     full: dict[str, Callable[[Any, Tensor], Any]] = {
@@ -94,7 +98,7 @@ def beyond_the_window(model: Any, ids: Tensor, window: int, repeats: int, backen
             if way in full:
                 cache = full[way](model, ids)
             else:
-                memcore.wrap(model, window=window, backend=way.removeprefix("memory, "))
+                memcore.wrap(model, config, backend=way.removeprefix("memory, "))
                 cache = prefill(model, ids)
             took.append(time.perf_counter() - begun)
             steps += decode(model, cache, token, 36)[4:]
@@ -108,7 +112,7 @@ def beyond_the_window(model: Any, ids: Tensor, window: int, repeats: int, backen
 def main(
     model: Annotated[str, typer.Option(help="Hub id or folder; the demo model if left out.")] = "",
     tokens: Annotated[list[int], typer.Option(help="Lengths of long prompts.")] = [32_000],  # noqa: B006
-    window: Annotated[int, typer.Option(help="Local window.")] = 2048,
+    settings: SetOption = None,
     backend: Annotated[list[str], typer.Option(help="Backends to try.")] = ["exact"],  # noqa: B006
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     repeats: Annotated[int, typer.Option(help="Rounds inside the window.")] = 15,
@@ -120,22 +124,23 @@ def main(
         from memcore.demo.weights import demo_model_path
 
         model = str(demo_model_path())
+    config = memory_config("", settings)
     plain, tokenizer = load_model(model, dtype=dtype)
     text = encode(tokenizer, language_reference(), special=False)[0].tolist()
     ids = torch.tensor([(text * (1 + max(tokens) // len(text)))[: max(tokens)]])
     console = machine_console()
-    name = f"{Path(model).name}, {dtype}, window {window}"
-    inside = inside_the_window(plain, ids, window, repeats)
+    name = f"{Path(model).name}, {dtype}, window {config.window_length}"
+    inside = inside_the_window(plain, ids, config, repeats)
     table = Table("inside the window", "plain s", "wrapped s", "wrapped / plain", title=name)
     for task, ways in inside.items():
         ratio = statistics.median(ways["wrapped"]) / statistics.median(ways["plain"])
         table.add_row(task, spread(ways["plain"]), spread(ways["wrapped"]), f"{ratio:.3f}")
     console.print(table)
-    settings = {"model": Path(model).name, "dtype": dtype, "window": window}
+    described = {"model": Path(model).name, "dtype": dtype, "config": config.to_dict()}
     results: dict[str, Any] = {"inside": inside}
     for length in tokens:
-        beyond = results[f"{length}"] = beyond_the_window(plain, ids[:, :length], window, long_repeats, backend)
-        save(json_file, "speed", settings, results)
+        beyond = results[f"{length}"] = beyond_the_window(plain, ids[:, :length], config, long_repeats, backend)
+        save(json_file, "speed", described, results)
         table = Table(f"{length:,} tokens", "prefill s", "tok/s", "× memory", "decode ms/token", title=name)
         first = statistics.median(next(iter(beyond.values()))["prefill"])
         for way, seconds in beyond.items():
@@ -145,7 +150,7 @@ def main(
                 way, spread(seconds["prefill"]), f"{length / median:.0f}", f"{median / first:.2f}", spread(milliseconds)
             )
         console.print(table)
-    save(json_file, "speed", settings, results)
+    save(json_file, "speed", described, results)
     console.print(f"{describe_machine()}", style="dim")
 
 
