@@ -224,7 +224,7 @@ def run(
             work.mkdir(parents=True, exist_ok=True)
             Path(arguments[1]).write_text(training(sources, name.removeprefix("train-")), encoding="utf-8")
         else:
-            arguments = [*arguments, "--output", str(RESULTS / name)]
+            arguments = [*arguments, "--dtype", "bfloat16", "--output", str(RESULTS / name)]
         console().print(f"{name}: memcore {shlex.join(arguments)}", soft_wrap=True)
         app(arguments, standalone_mode=False)
 
