@@ -13,9 +13,11 @@ from torch import Tensor
 
 from memcore import usage_record
 from memcore.backend import MemoryBackend, PersistentBackend
+from memcore.backend_checks import check_ids
 from memcore.bank_hooks import NO_HOOKS, Hooks
 from memcore.chunk import ChunkBatch
 from memcore.errors import (
+    ChunkShapeError,
     ClosedError,
     ConfigError,
     PluginError,
@@ -130,7 +132,7 @@ class MemoryBank:
             view = self._find(namespace)
             created = view is None
             view = View.empty() if view is None else view  # one that is empty counts as false
-            shelf = self._shelves.open_for(view, namespace)
+            shelf = self._shelves.open_for(view, namespace, chunks)
             backend_ids = shelf.backend.store(shelf.name, chunks)
             if created:
                 self._views[namespace] = view
@@ -155,7 +157,7 @@ class MemoryBank:
         """Find and fetch the chunks that these queries together want most, and count them as used.
 
         Each query finds its best chunks, and :func:`memcore.selection.select_chunks` lets the queries vote. A
-        namespace with no more than ``top_k`` chunks gives them all, without a search.
+        namespace with no more than ``top_k`` chunks gives them all, without a search, whatever the queries are.
 
         Args:
             namespace: where to look.
@@ -208,7 +210,9 @@ class MemoryBank:
         Raises:
             UnknownNamespaceError: there is no such namespace.
             UnknownChunkError: an id is not there.
+            ChunkShapeError: ``ids`` is not ``[N]`` int64.
         """
+        ids = check_ids(ids)
         view = self._find(namespace)
         if view is None:
             raise UnknownNamespaceError(f"no namespace {namespace!r} in the memory bank")
@@ -278,17 +282,22 @@ class MemoryBank:
             next_id: what :meth:`next_id` told.
 
         Raises:
-            BackendError: the backend refuses the chunks.
+            BackendError: the backend refuses the chunks; nothing has changed.
+            ChunkShapeError: ``usage`` is not of as many chunks; nothing has changed.
             ReadOnlyError: the backend is read-only and the namespace not temporary.
         """
+        if len(chunks) != usage.ids.numel():
+            raise ChunkShapeError(f"{len(chunks)} chunks cannot be restored with the uses of {usage.ids.numel()}")
         with torch.inference_mode(False), torch.no_grad():
-            self.drop(namespace)
             self._check_writable(namespace)
+            replaced = self._find(namespace)
             view = View.empty()
-            shelf = self._shelves.open_for(view, namespace)
+            shelf = self._shelves.open_for(view, namespace, chunks)
             backend_ids = shelf.backend.store(shelf.name, chunks)
             self._views[namespace] = view
             self._shelves.enter(shelf, view)
+            if replaced is not None:
+                self._shelves.leave(replaced)
             view.add(backend_ids, self._clock)
             view.ids, view.next_id = usage.ids.clone(), next_id
             view.usage = torch.stack((usage.last_used, usage.retrievals))

@@ -23,7 +23,7 @@ class ChunkBatch:
     is not part of the chunk, and a backend need not keep it.
 
     Attributes:
-        embeddings: ``[N, V, E]`` float32, the ``V`` vectors by which each chunk is found.
+        embeddings: ``[N, V, E]`` float32, the ``V`` vectors by which each chunk is found, at least one number each.
         keys: ``[N, H, C, D]``, any floating dtype: the keys of ``H`` key/value heads, rotated as the model left them.
         values: ``[N, H, C, Dv]``, same dtype as ``keys``.
         starts: ``[N]`` int64, position id of each chunk's first token.
@@ -45,8 +45,8 @@ class ChunkBatch:
         keys, values, embeddings = self.keys.shape, self.values.shape, self.embeddings.shape
         n = keys[0]
         problems = []
-        if len(embeddings) != 3 or embeddings[0] != n:
-            problems.append(f"embeddings must be [N, V, E] with N = {n}, got {list(embeddings)}")
+        if len(embeddings) != 3 or embeddings[0] != n or 0 in embeddings[1:]:
+            problems.append(f"embeddings must be [N, V, E] with N = {n} and no V or E of 0, got {list(embeddings)}")
         if self.embeddings.dtype != torch.float32:
             problems.append(f"embeddings must be float32, got {self.embeddings.dtype}")
         if len(keys) != 4 or len(values) != 4 or values[:3] != keys[:3]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from memcore.backend import MemoryBackend
 from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
 from memcore.chunk_table import pad_tokens
+from memcore.errors import ChunkShapeError, UnknownNamespaceError
 from memcore.view import Shelf, View
 
 TEMPORARY: Final = "~"
@@ -61,12 +62,17 @@ class Shelves:
             shelf.readers.add(twin)
         return twin
 
-    def open_for(self, view: View, namespace: str) -> Shelf:
-        """Return the shelf that new chunks of a view go to: its last if it may write there, or one to :meth:`enter`."""
+    def open_for(self, view: View, namespace: str, chunks: ChunkBatch) -> Shelf:
+        """Return the shelf that new chunks of a view go to: its last if it may write there, or one to :meth:`enter`.
+
+        Raises:
+            ChunkShapeError: it is another, and they do not fit what the view holds, which no backend would see.
+        """
         if view.parts:
             last = view.parts[-1]
             if last.backend is self.backend and (last.writer is view or len(last.readers) == 1):
                 return last
+            _check_fit(view, namespace, chunks)
         if len(view.parts) >= _MOST_PARTS:
             self.lay_together(view, self.free_name(namespace))
             return view.parts[-1]
@@ -164,6 +170,21 @@ class Shelves:
 
 def _is_misplaced(name: str, view: View) -> bool:
     return bool(view.parts) and [shelf.name for shelf in view.parts] != [name]
+
+
+def _check_fit(view: View, namespace: str, chunks: ChunkBatch) -> None:
+    try:
+        held = fetch(view, torch.empty(0, dtype=torch.int64))
+    except UnknownNamespaceError:  # another process has dropped what is only read here
+        return
+    for name in ("keys", "values", "embeddings"):
+        new, old = getattr(chunks, name), getattr(held, name)
+        sizes = [[size for dim, size in enumerate(each.shape) if dim in (1, each.ndim - 1)] for each in (new, old)]
+        if sizes[0] != sizes[1] or new.dtype != old.dtype:  # the number of chunks and of tokens is free
+            raise ChunkShapeError(
+                f"{name} {new.dtype} {list(new.shape)} do not fit namespace {namespace!r}, which holds {old.dtype} "
+                f"{[len(view), *old.shape[1:]]}"
+            )
 
 
 def fetch(view: View, rows: Tensor) -> ChunkBatch:
