@@ -28,6 +28,7 @@ from memcore_lmdb.folder import (
 )
 from memcore_lmdb.format import COUNTER, HEADER, check_header, seal, write_header
 from memcore_lmdb.pages import Snapshot
+from memcore_lmdb.wiping import wipe_gaps
 
 T = TypeVar("T")
 
@@ -177,7 +178,7 @@ class Environment:
                     raise
 
     def compact(self) -> None:
-        """Write the file anew without what is free in it, and take that one from now on.
+        """Write the file anew without what is free in it or was deleted, and take that one from now on.
 
         Raises:
             BackendError: there is no room for a second file; everything is as it was.
@@ -187,6 +188,7 @@ class Environment:
             try:
                 with open(copy, "wb") as file:
                     self._opened().copyfd(file.fileno(), compact=True)
+                    wipe_gaps(copy, file.fileno())
                     os.fsync(file.fileno())
                 os.rename(copy, target)
             except BaseException:
