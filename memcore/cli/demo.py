@@ -95,25 +95,18 @@ def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int
 
 
 def _show_passages(answer: Answer, fact: Fact, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Show where the retrieved passages stand, and the one that says the fact."""
-    from rich.padding import Padding
-
-    starts = []
-    telling = ""
-    for passage in sorted(answer.passages, key=lambda passage: passage.start):
+    """Show how many passages were retrieved, and the one that says the fact."""
+    said = f"{len(answer.passages)} passages retrieved"
+    for passage in answer.passages:
         text = str(tokenizer.decode(passage.token_ids.clamp_min(0), skip_special_tokens=True))
         # Chunks end where they end: half of the sentence may be in the next.
-        tells = fact.answer in text
-        if tells:
-            telling = _around(text, fact.answer)
-        starts.append(Text(f"{passage.start:,}", style="green" if tells else "dim"))
-    positions = Text.assemble(("passages retrieved, by position: ", "dim"), Text(", ").join(starts))
-    console.print(Padding(positions, (0, 0, 0, 4)))
-    if telling:
-        console.print(Padding(f"among them: … {telling} …", (0, 0, 0, 4)), style="dim")
+        if fact.answer in text:
+            said += f", that at token {passage.start:,}: … {_around(text, fact.answer)} …"
+            break
+    console.print(f"    {said}", style="dim", soft_wrap=True)
 
 
-def _around(text: str, answer: str, width: int = 48) -> str:
+def _around(text: str, answer: str, width: int = 30) -> str:
     at = text.index(answer) + len(answer)
     return _one_line(text[max(0, at - width) : at + 10], width + 10)
 
