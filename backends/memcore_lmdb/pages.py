@@ -225,8 +225,9 @@ class Snapshot:
         self.problems = list(self._of_metas)
         if meta.missing:
             self.problems.append(f"{meta.missing} pages are missing at the end")
-        self._used = bytearray(meta.last_page + 1)
-        self._free = bytearray(meta.last_page + 1)
+        pages = max(meta.last_page + 1, self.size // meta.page_size)
+        self._used = bytearray(pages)
+        self._free = bytearray(pages)
         self._free_is_whole = False
         self._doubtful = []
 
@@ -241,9 +242,9 @@ class Snapshot:
             if (magic, version) != (_MAGIC, _VERSION):
                 continue
             page_size, _, *free = _TREE.unpack_from(raw, _META.size)
-            _, flags, *main = _TREE.unpack_from(raw, _META.size + _TREE.size)
+            pad, flags, *main = _TREE.unpack_from(raw, _META.size + _TREE.size)
             last_page, transaction = _AFTER_TREES.unpack_from(raw, _META.size + 2 * _TREE.size)
-            if page_size not in sizes or (not first and at != page_size) or flags:
+            if page_size not in sizes or (not first and at != page_size) or pad or flags:
                 continue
             there = max(1, min(last_page, self.size // page_size - 1))
             yield Meta(
@@ -266,8 +267,8 @@ class Snapshot:
     def _exists(self, number: int, pages: int = 1) -> bool:
         if not _METAS <= number <= self.meta.last_page + 1 - pages:
             self._say(number, "is named and beyond the end")
-            return False
-        return True
+        # What ends too early may be no more than the number of the last page.
+        return _METAS <= number <= len(self._used) - pages
 
     def _use(self, number: int, pages: int = 1) -> bool:
         """Take note that pages are in use; return whether they are neither in use already nor free."""

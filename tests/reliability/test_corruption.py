@@ -64,7 +64,7 @@ def test_a_flipped_bit_is_found_and_everything_else_is_read(path: Path, damaging
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_hundreds_of_flipped_bits(path: Path, damaging: Forker, seed: int) -> None:
     (counts,) = damaging.do("reliability.damaging:damage_often", path=str(path), seed=seed, times=100)
-    assert counts["refused"] + counts["noticed"] > 30
+    assert counts["refused"] + counts["noticed"] > 5
 
 
 @pytest.mark.parametrize("seed", range(3))
