@@ -170,8 +170,7 @@ def test_passages_say_what_was_read() -> None:
 def test_progress_counts_up_to_the_whole_input() -> None:
     model = memcore.wrap(tiny_model("llama"), SMALL)
     calls: list[tuple[int, int]] = []
-    model.memory.progress = lambda done, total: calls.append((done, total))
-    with torch.no_grad():
+    with torch.no_grad(), model.memory.reading(lambda done, total: calls.append((done, total))):
         model(random_tokens(1, 100, seed=33))
     assert calls == sorted(calls)
     assert calls[0] == (36, 100)
