@@ -2,9 +2,7 @@
 
 LMDB trusts its file: on a page whose bytes have changed it may read beyond the map, or end the process. So before it
 is let at a file, and when what is left of a damaged one is wanted, the pages are read here, where nothing is trusted.
-The format is that of LMDB 0.9 on 64-bit, little-endian machines: pages of a fixed size, of which the first two are
-*metas* and hold the roots of two trees, that of free pages and that of entries. A transaction writes new pages and then
-the older of the two metas.
+The format is in :mod:`memcore_lmdb.page_format`.
 """
 
 from __future__ import annotations
@@ -19,81 +17,26 @@ from typing import Final, Self
 import attrs
 
 from memcore.errors import CorruptedError
+from memcore_lmdb.page_format import (
+    BRANCH,
+    HEADER,
+    LARGE,
+    LEAF,
+    METAS,
+    NO_PAGE,
+    NODE,
+    NUMBER,
+    OVERFLOW,
+    OVERFLOW_HEADER,
+    VERSION,
+    Meta,
+    Place,
+    Tree,
+    problems_of_metas,
+    read_metas,
+)
 
-_METAS: Final = 2
-_MAGIC: Final = 0xBEEFC0DE
-_VERSION: Final = 1
-
-_BRANCH: Final = 1
-_LEAF: Final = 2
-_OVERFLOW: Final = 4
-
-_LARGE: Final = 1
-"""Flag of a node whose value has pages of its own."""
-
-_NO_PAGE: Final = (1 << 64) - 1
 _DEEPEST: Final = 32
-
-_META: Final = struct.Struct("<16x I I 16x")
-_TREE: Final = struct.Struct("<I H H 24x Q Q")
-_AFTER_TREES: Final = struct.Struct("<Q Q")
-_HEADER: Final = struct.Struct("<Q H H H H")
-_OVERFLOW_HEADER: Final = struct.Struct("<Q H H I")
-_NODE: Final = struct.Struct("<H H H H")
-_NUMBER: Final = struct.Struct("<Q")
-
-
-@attrs.frozen(kw_only=True)
-class Tree:
-    """Where a tree begins.
-
-    Attributes:
-        root: number of its first page.
-        depth: levels of pages.
-        entries: that it should have.
-    """
-
-    root: int
-    depth: int
-    entries: int
-
-
-@attrs.frozen(kw_only=True)
-class Meta:
-    """What one of the two metas says.
-
-    Attributes:
-        number: of its page.
-        page_size: bytes.
-        free: the tree of free pages.
-        main: the tree of entries.
-        last_page: the highest number in use, or that of the last page in the file if that is lower.
-        missing: pages that should come after that.
-        transaction: which wrote it.
-    """
-
-    number: int
-    page_size: int
-    free: Tree
-    main: Tree
-    last_page: int
-    missing: int
-    transaction: int
-
-
-@attrs.frozen
-class Place:
-    """Where a value lies.
-
-    Attributes:
-        at: place of its first byte in the file.
-        size: bytes.
-        pages: of its own, if it has any; a header of 16 bytes comes before it then.
-    """
-
-    at: int
-    size: int
-    pages: int = 0
 
 
 @attrs.frozen
@@ -139,10 +82,10 @@ class Snapshot:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             self.size = os.fstat(self._file).st_size
-            metas = sorted(self._metas(), key=lambda meta: -meta.transaction)
+            metas = sorted(read_metas(self._file, self.size), key=lambda meta: -meta.transaction)
             if not metas:
-                raise CorruptedError(f"{path} is no LMDB file of format {_VERSION}, or its first two pages are damaged")
-            self._of_metas = _problems_of_metas(metas)
+                raise CorruptedError(f"{path} is no LMDB file of format {VERSION}, or its first two pages are damaged")
+            self._of_metas = problems_of_metas(metas)
             if transaction is not None:
                 metas = [meta for meta in metas if meta.transaction == transaction]
                 if not metas:
@@ -192,10 +135,10 @@ class Snapshot:
         to, which may be long out of date.
         """
         if self._free_is_whole:  # or what was deleted long ago could not be told from what is lost
-            for number in range(_METAS, self.meta.last_page + 1):
+            for number in range(METAS, self.meta.last_page + 1):
                 if not self._used[number] and not self._free[number]:
                     page = self._page(number)
-                    if len(page) == self.meta.page_size and _HEADER.unpack_from(page)[:3:2] == (number, _LEAF):
+                    if len(page) == self.meta.page_size and HEADER.unpack_from(page)[:3:2] == (number, LEAF):
                         self._used[number] = 1
                         yield from self._leaf(number, page)
         doubtful = list(self._doubtful)
@@ -212,11 +155,11 @@ class Snapshot:
         if not place.pages:
             return ""
         number = place.at // self.meta.page_size
-        raw = os.pread(self._file, _OVERFLOW_HEADER.size, number * self.meta.page_size)
-        if len(raw) < _OVERFLOW_HEADER.size:
+        raw = os.pread(self._file, OVERFLOW_HEADER.size, number * self.meta.page_size)
+        if len(raw) < OVERFLOW_HEADER.size:
             return f"page {number} is missing"
-        own, _, flags, pages = _OVERFLOW_HEADER.unpack(raw)
-        if (own, flags, pages) != (number, _OVERFLOW, place.pages):
+        own, _, flags, pages = OVERFLOW_HEADER.unpack(raw)
+        if (own, flags, pages) != (number, OVERFLOW, place.pages):
             return f"page {number} does not begin as it should"
         return ""
 
@@ -231,32 +174,6 @@ class Snapshot:
         self._free_is_whole = False
         self._doubtful = []
 
-    def _metas(self) -> Iterator[Meta]:
-        # How large pages are is said by each of them, and where the second lies depends on it.
-        sizes = {1 << power for power in range(8, 17)}
-        for at, first in ((0, True), *((size, False) for size in sorted(sizes))):
-            raw = os.pread(self._file, 256, at)
-            if len(raw) < _META.size + 2 * _TREE.size + _AFTER_TREES.size:
-                continue
-            magic, version = _META.unpack_from(raw)
-            if (magic, version) != (_MAGIC, _VERSION):
-                continue
-            page_size, _, *free = _TREE.unpack_from(raw, _META.size)
-            pad, flags, *main = _TREE.unpack_from(raw, _META.size + _TREE.size)
-            last_page, transaction = _AFTER_TREES.unpack_from(raw, _META.size + 2 * _TREE.size)
-            if page_size not in sizes or (not first and at != page_size) or pad or flags:
-                continue
-            there = max(1, min(last_page, self.size // page_size - 1))
-            yield Meta(
-                number=int(not first),
-                page_size=page_size,
-                free=Tree(depth=free[0], entries=free[1], root=free[2]),
-                main=Tree(depth=main[0], entries=main[1], root=main[2]),
-                last_page=there,
-                missing=max(0, last_page - there),
-                transaction=transaction,
-            )
-
     def _page(self, number: int) -> bytes:
         size = self.meta.page_size
         return os.pread(self._file, size, number * size)
@@ -265,10 +182,10 @@ class Snapshot:
         self.problems.append(f"page {number} {problem}")
 
     def _exists(self, number: int, pages: int = 1) -> bool:
-        if not _METAS <= number <= self.meta.last_page + 1 - pages:
+        if not METAS <= number <= self.meta.last_page + 1 - pages:
             self._say(number, "is named and beyond the end")
         # What ends too early may be no more than the number of the last page.
-        return _METAS <= number <= len(self._used) - pages
+        return METAS <= number <= len(self._used) - pages
 
     def _use(self, number: int, pages: int = 1) -> bool:
         """Take note that pages are in use; return whether they are neither in use already nor free."""
@@ -282,7 +199,7 @@ class Snapshot:
     def _walk(self, tree: Tree, *, free: bool = False) -> Iterator[tuple[bytes, Place]]:
         """Yield all entries of a tree, and see that they are in order and as many as they should be."""
         count, before = 0, b""
-        if tree.root != _NO_PAGE:
+        if tree.root != NO_PAGE:
             for key, place in self._below(tree.root, tree.depth, _Span(free)):
                 if count and _order(key, free) <= before:
                     self._say(place.at // self.meta.page_size, f"has the key {key.hex()} out of order")
@@ -305,12 +222,12 @@ class Snapshot:
         if len(page) < self.meta.page_size:
             self._say(number, "is missing")
             return
-        own, _, flags, _, _ = _HEADER.unpack_from(page)
-        if own != number or flags != (_LEAF if levels == 1 else _BRANCH):
+        own, _, flags, _, _ = HEADER.unpack_from(page)
+        if own != number or flags != (LEAF if levels == 1 else BRANCH):
             self._say(number, "does not begin as it should")
-        if flags not in (_LEAF, _BRANCH):
-            flags = _LEAF if levels == 1 else _BRANCH
-        if flags == _LEAF:
+        if flags not in (LEAF, BRANCH):
+            flags = LEAF if levels == 1 else BRANCH
+        if flags == LEAF:
             for key, place in self._leaf(number, page):
                 if not span.holds(key):
                     self._say(number, f"has the key {key.hex()}, which is looked for elsewhere")
@@ -322,7 +239,7 @@ class Snapshot:
 
     def _children(self, number: int, page: bytes, levels: int, span: _Span) -> Iterator[tuple[bytes, Place]]:
         nodes = list(self._nodes(number, page))
-        keys = [page[at + _NODE.size : at + _NODE.size + key_size] for at, *_, key_size in nodes]
+        keys = [page[at + NODE.size : at + NODE.size + key_size] for at, *_, key_size in nodes]
         for place, (_, low, high, highest, _) in enumerate(nodes):
             below = attrs.evolve(
                 span,
@@ -335,34 +252,34 @@ class Snapshot:
         size = self.meta.page_size
         for at, low, high, flags, key_size in self._nodes(number, page):
             length = low | high << 16
-            data = at + _NODE.size + key_size
+            data = at + NODE.size + key_size
             if flags == 0 and data + length <= size:
-                yield page[at + _NODE.size : data], Place(number * size + data, length)
-            elif flags == _LARGE and data + _NUMBER.size <= size:
-                (first,) = _NUMBER.unpack_from(page, data)
-                pages = (_HEADER.size + length - 1) // size + 1
+                yield page[at + NODE.size : data], Place(number * size + data, length)
+            elif flags == LARGE and data + NUMBER.size <= size:
+                (first,) = NUMBER.unpack_from(page, data)
+                pages = (HEADER.size + length - 1) // size + 1
                 if self._exists(first, pages):
                     self._use(first, pages)
-                    yield page[at + _NODE.size : data], Place(first * size + _HEADER.size, length, pages)
+                    yield page[at + NODE.size : data], Place(first * size + HEADER.size, length, pages)
             else:
                 self._say(number, f"has a damaged entry at byte {at}")
 
     def _nodes(self, number: int, page: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         """Yield where each node of a page begins, and the four numbers that it begins with."""
         size = self.meta.page_size
-        lower, upper = _HEADER.unpack_from(page)[3:]
-        if _HEADER.size <= lower <= upper <= size and lower % 2 == 0:
-            places = struct.unpack_from(f"<{(lower - _HEADER.size) // 2}H", page, _HEADER.size)
+        lower, upper = HEADER.unpack_from(page)[3:]
+        if HEADER.size <= lower <= upper <= size and lower % 2 == 0:
+            places = struct.unpack_from(f"<{(lower - HEADER.size) // 2}H", page, HEADER.size)
         else:
             self._say(number, "does not begin as it should")
             places = self._guessed_places(page)
-            lower = upper = _HEADER.size + 2 * len(places)
+            lower = upper = HEADER.size + 2 * len(places)
         for at in places:
-            if not upper <= at <= size - _NODE.size:
+            if not upper <= at <= size - NODE.size:
                 self._say(number, f"has an entry at byte {at}")
                 continue
-            node = _NODE.unpack_from(page, at)
-            if at + _NODE.size + node[3] > size:
+            node = NODE.unpack_from(page, at)
+            if at + NODE.size + node[3] > size:
                 self._say(number, f"has a damaged entry at byte {at}")
                 continue
             yield at, *node
@@ -371,9 +288,9 @@ class Snapshot:
         """Return where nodes begin, as far as their list goes on sensibly, up to the first node."""
         places: list[int] = []
         lowest = len(page)
-        while _HEADER.size + 2 * len(places) + 2 <= lowest:
-            (at,) = struct.unpack_from("<H", page, _HEADER.size + 2 * len(places))
-            if not _HEADER.size < at <= len(page) - _NODE.size:
+        while HEADER.size + 2 * len(places) + 2 <= lowest:
+            (at,) = struct.unpack_from("<H", page, HEADER.size + 2 * len(places))
+            if not HEADER.size < at <= len(page) - NODE.size:
                 break
             places.append(at)
             lowest = min(lowest, at)
@@ -389,7 +306,7 @@ class Snapshot:
             page = place.at // self.meta.page_size
             if problem := self.problem(place):
                 self.problems.append(problem)
-            if len(key) != _NUMBER.size or len(raw) % 8 or not numbers or numbers[0] != len(numbers) - 1:
+            if len(key) != NUMBER.size or len(raw) % 8 or not numbers or numbers[0] != len(numbers) - 1:
                 self._say(page, "has a damaged list of free pages")
                 continue
             for number in numbers[1:]:
@@ -399,16 +316,6 @@ class Snapshot:
                     free[number] = 1
         self._free = free
         self._free_is_whole = len(self.problems) == before
-
-
-def _problems_of_metas(metas: list[Meta]) -> list[str]:
-    """Return what is wrong with the metas, newest first: transactions take turns with them."""
-    if len(metas) < _METAS:
-        return [f"page {1 - metas[0].number} is damaged, and with it perhaps what was committed last"]
-    new, old = (meta.transaction for meta in metas)
-    if new - old > 1 or (new and (new % 2 != metas[0].number or old == new)):
-        return ["pages 0 and 1 do not say which commit was the last"]
-    return []
 
 
 def _order(key: bytes, free: bool) -> bytes:

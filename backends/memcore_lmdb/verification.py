@@ -29,7 +29,8 @@ from memcore_lmdb.format import (
     unpack_named,
     unseal,
 )
-from memcore_lmdb.pages import Place, Snapshot
+from memcore_lmdb.page_format import Place
+from memcore_lmdb.pages import Snapshot
 from memcore_lmdb.payload import PayloadLayout, payload_length
 
 Progress = Callable[[int, int], None]

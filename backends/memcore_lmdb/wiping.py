@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
-from typing import Final
 
+from memcore_lmdb.page_format import BRANCH, HEADER, LEAF, METAS
 from memcore_lmdb.pages import Snapshot
-
-_HEADER: Final = struct.Struct("<Q H H H H")
-_BRANCH_OR_LEAF: Final = (1, 2)
-_METAS: Final = 2
 
 
 def wipe_gaps(path: Path, file: int) -> None:
@@ -37,11 +32,11 @@ def wipe_gaps(path: Path, file: int) -> None:
             return
         end_of_file = snapshot.size
     with path.open("rb") as pages:
-        for number in range(_METAS, len(of_values)):
+        for number in range(METAS, len(of_values)):
             if not of_values[number]:
                 pages.seek(number * size)
-                own, _, flags, lower, upper = _HEADER.unpack(pages.read(_HEADER.size))
-                if own == number and flags in _BRANCH_OR_LEAF:
+                own, _, flags, lower, upper = HEADER.unpack(pages.read(HEADER.size))
+                if own == number and flags in (BRANCH, LEAF):
                     gaps.append((number * size + lower, number * size + upper))
     for begin, end in gaps:
         end = min(end, end_of_file)
