@@ -60,11 +60,9 @@ def variants(layers: Sequence[int], context: int) -> dict[str, dict[str, Changes
             "chunks by chance": {"way": "random"},
             "default": {},
         },
-        "top_k": {f"top_k={n}": {"top_k": n, "rerank": max(1, 64 // n)} for n in (4, 8, 16, 32, 64)},
-        "chunk_size": {
-            f"chunk_size={n}": {"chunk_size": n, "top_k": 2048 // n, "rerank": 2} for n in (16, 32, 128, 256)
-        },
-        "window": {f"window={n}": {"window": n, "segment": min(512, n // 2)} for n in (256, 512, 2048)},
+        "top_k": {f"top_k={n}": {"top_k": n} for n in (4, 8, 16, 32, 64)},
+        "chunk_size": {f"chunk_size={n}": {"chunk_size": n} for n in (16, 32, 128, 256)},
+        "window": {f"window={n}": {"window": n} for n in (256, 512, 1024, 4096)},
         "segment": {f"segment={n}": {"segment": n} for n in (64, 128, 256)},
         "positions": {f"positions={each}": {"positions": each} for each in ("window", "zero", "original")},
         "embedder": {

@@ -29,12 +29,11 @@ from rich.box import MARKDOWN
 from rich.table import Table
 from speed import decode, prefill, prefill_in_pieces, timed
 from texts import repeated
-from tiny import save_tiny_model
+from tiny import small_setting
 from torch import Tensor
 
 import memcore
 from memcore.demo.peak import PeakMemory
-from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.plots import canvas
 from memcore.evaluation.record import Record
@@ -159,11 +158,7 @@ def settings_of(folder: Path, small: bool) -> dict[str, Any]:
     """Return what the small setting changes."""
     if not small:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "text.txt"
-    text.write_text(language_reference()[:2000], encoding="utf-8")
-    changed: dict[str, Any] = {"model": save_tiny_model(folder / "tiny-model"), "files": [text], "window": 128}
-    return {**changed, "tokens": 500, "repeats": 1, "steps": 4}
+    return {**small_setting(folder, characters=2000), "tokens": 500, "repeats": 1, "steps": 4}
 
 
 def main(

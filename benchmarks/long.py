@@ -32,11 +32,10 @@ from process import measured
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from tiny import save_tiny_model
+from tiny import small_setting
 
 import memcore
 from memcore.config import MemoryConfig
-from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.plots import panels
 from memcore.evaluation.record import Record
@@ -135,14 +134,9 @@ def settings_of(folder: Path, small: bool) -> dict[str, Any]:
     """Return what the small setting changes."""
     if not small:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "text.txt"
-    text.write_text(language_reference()[:2000], encoding="utf-8")
     return {
-        "model": save_tiny_model(folder / "tiny-model"),
+        **small_setting(folder, characters=2000),
         "tokens": [3000],
-        "window": 128,
-        "files": [text],
         "first": 512,
         "stretch": 512,
         "decode": 4,

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from memcore.evaluation.machine import describe_machine
+from memcore.files import replacing
 
 
 def console() -> Console:
@@ -28,7 +29,6 @@ def save(path: Path | None, benchmark: str, settings: dict[str, Any], results: A
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".part")
     record = {"benchmark": benchmark, "machine": describe_machine(), "settings": settings, "results": results}
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    new.replace(path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

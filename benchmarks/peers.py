@@ -34,11 +34,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from texts import repeated
-from tiny import save_tiny_model
+from tiny import small_setting
 from transformers import AutoTokenizer
 
 from memcore.config import MemoryConfig
-from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.needles import make_trial
 from memcore.evaluation.passkey import ANSWER_TOKENS
@@ -168,11 +167,15 @@ def settings_of(folder: Path, small: bool) -> dict[str, Any]:
     """Return what the small setting changes."""
     if not small:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "text.txt"
-    text.write_text(language_reference()[:4000], encoding="utf-8")
-    changed: dict[str, Any] = {"model": save_tiny_model(folder / "tiny-model"), "files": [text], "window": 128}
-    return {**changed, "tokens": 900, "depths": [0.5], "seeds": 1, "scored": 64, "texts": 1, "decode": 10}
+    return {
+        **small_setting(folder, characters=4000),
+        "tokens": 900,
+        "depths": [0.5],
+        "seeds": 1,
+        "scored": 64,
+        "texts": 1,
+        "decode": 10,
+    }
 
 
 def main(

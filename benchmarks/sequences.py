@@ -28,11 +28,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from texts import Hidden, repeated, with_keys
-from tiny import save_tiny_model
+from tiny import small_setting
 from torch import Tensor
 
 import memcore
-from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.plots import canvas
@@ -204,11 +203,16 @@ def settings_of(folder: Path, small: bool) -> dict[str, Any]:
     """Return what the small setting changes."""
     if not small:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "text.txt"
-    text.write_text(language_reference()[:4000], encoding="utf-8")
-    changed: dict[str, Any] = {"model": save_tiny_model(folder / "tiny-model"), "files": [text], "window": 128}
-    return {**changed, "rows": 3, "tokens": 600, "long": 900, "new": 6, "repeats": 2, "questions": 3, "anew": 1}
+    return {
+        **small_setting(folder, characters=4000),
+        "rows": 3,
+        "tokens": 600,
+        "long": 900,
+        "new": 6,
+        "repeats": 2,
+        "questions": 3,
+        "anew": 1,
+    }
 
 
 def main(

@@ -12,6 +12,21 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
+from memcore.demo.text import language_reference
+
+
+def small_setting(folder: Path, *, characters: int) -> dict[str, Any]:
+    """Return what the small settings of benchmarks have in common: the tiny model, a short text and a small window.
+
+    Args:
+        folder: for model and text, made if need be.
+        characters: of the text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "text.txt"
+    text.write_text(language_reference()[:characters], encoding="utf-8")
+    return {"model": save_tiny_model(folder / "tiny-model"), "files": [text], "window": 128}
+
 
 def save_tiny_model(folder: Path, *, seed: int = 0) -> str:
     """Write a model of two layers with sliding and two with global attention, and a tokenizer of single characters.
