@@ -61,7 +61,7 @@ def spans_for(contexts: Sequence[int], scored: int) -> list[Span]:
 
 @contextmanager
 def _reading(model: Any, way: str, config: MemoryConfig) -> Iterator[Callable[..., Tensor]]:
-    """Yield what gives the losses of a text read that way: a function of ids, spans and progress."""
+    """Yield what gives the losses of a text read that way: a function of ids and spans, ``every`` and ``progress``."""
     memory_for(way, config, known=PERPLEXITY_WAYS)  # there is such a way
     strides = {"chunks": config.window_length, "window": config.window_length // 2}
     with read_as(model, "window" if way in strides else way, config):

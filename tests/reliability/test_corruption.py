@@ -22,7 +22,7 @@ from memcore_lmdb.pages import Snapshot
 from memcore.errors import BackendError, CorruptedError
 from memcore.testing import assert_same_chunks
 from memcore.testing.contents import Contents, assert_same_contents, contents_of
-from reliability.damaging import flat, make, open_at, read
+from reliability.damaging import Chunks, flat, make, open_at, read
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,8 @@ def test_hundreds_of_flipped_bits(path: Path, damaging: Forker, seed: int) -> No
     assert counts["refused"] + counts["noticed"] > 5
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_many_damaged_places_at_once(path: Path, want: Contents, seed: int) -> None:
-    choice = random.Random(seed)
-    content = bytearray(file_of(path).read_bytes())
-    for _ in range(30):
-        content[choice.randrange(2 * 4096, len(content))] ^= 1 << choice.randrange(8)
-    file_of(path).write_bytes(content)
+def salvaged(path: Path, want: Contents) -> Chunks:
+    """Salvage a damaged memory and return the chunks that were saved, each of which is as it was."""
     target = path.parent / "salvaged"
     assert LmdbBackend.salvage(LmdbOptions(path=path), target)
     with open_at(target) as backend:
@@ -81,6 +76,17 @@ def test_many_damaged_places_at_once(path: Path, want: Contents, seed: int) -> N
         saved = flat(contents_of(backend))
     for place, chunk in saved.items():
         assert_same_chunks(chunk, flat(want)[place])
+    return saved
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_damaged_places_at_once(path: Path, want: Contents, seed: int) -> None:
+    choice = random.Random(seed)
+    content = bytearray(file_of(path).read_bytes())
+    for _ in range(30):
+        content[choice.randrange(2 * 4096, len(content))] ^= 1 << choice.randrange(8)
+    file_of(path).write_bytes(content)
+    saved = salvaged(path, want)
     assert len(saved) > len(flat(want)) // 4
 
 
@@ -106,13 +112,7 @@ def test_of_a_file_cut_short_the_rest_is_saved(path: Path, want: Contents, part:
     for read_only in (True, False):
         with pytest.raises(CorruptedError, match="cut short"):
             open_at(path, read_only=read_only)
-    target = path.parent / "salvaged"
-    assert LmdbBackend.salvage(LmdbOptions(path=path), target)
-    with open_at(target) as backend:
-        assert backend.verify() == []
-        saved = flat(contents_of(backend))
-    for place, chunk in saved.items():
-        assert_same_chunks(chunk, flat(want)[place])
+    salvaged(path, want)
 
 
 def other_byte_order(content: bytes) -> bytes:
