@@ -31,10 +31,20 @@ DOCS: Final = Path(__file__).parents[1] / "docs"
 PAGE: Final = DOCS / "results.md"
 RESULTS: Final = DOCS / "results"
 
-CONTEXTS: Final = (4096, 8192, 16384, 32768)
+CONTEXTS: Final = (8192, 16384, 32768)
+SCORED: Final = ("--scored", "4096", "--every", "4")
+"""Every fourth of the last 4,096 tokens of a context: as many as 1,024 in a row, and over more of the text."""
+
 KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
-TRAINED_LAYERS: Final = {"memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true", "window-only": "layers = []"}
-"""The memories of the two trainings with one budget: Gemma 3 270M's global layers are 5, 11 and 17."""
+TRAINED_LAYERS: Final = {
+    "memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true",
+    "own-keys": "layers = [5, 11, 17]\ngate = true",
+    "window-only": "layers = []",
+}
+"""The memories of the trainings with one budget: Gemma 3 270M's global layers are 5, 11 and 17.
+
+One layer's keys for all as in the paper, each layer's own as in the default, and the same training without memory.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,7 +79,7 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     ways = repeated("--way", ("window", "streaming", "random", "memory", "full"))
     keys = repeated("--file", (*sources.measured, *sources.trained))
     found: dict[str, list[str]] = {
-        "perplexity": ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *ways,
+        "perplexity": ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *SCORED, *ways,
                        *repeated("--way", ("memory:faiss", "memory:hnswlib"))],
         "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS), "--seeds", "1", "--way", "memory"],
         "pass-keys-full": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), "--seeds", "1",
@@ -82,18 +92,20 @@ def studies(sources: Sources) -> dict[str, list[str]]:
         found["icl"] = ["eval", "icl", first, *repeated("--dataset", ("sst2", "sst5", "subj")), "--data-folder",
                         str(sources.labelled), "--items", "100", *ways]  # fmt: skip
     for name in TRAINED_LAYERS:
-        weights = ["--trained", str(sources.work / name), *repeated("--way", ("window", "streaming", "memory"))]
+        trained = ["--trained", str(sources.work / name), *repeated("--way", ("window", "streaming", "memory"))]
         found[f"train-{name}"] = ["train", str(sources.work / f"{name}.toml")]
-        found[f"perplexity-{name}"] = ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *weights]
-    if sources.second:
-        found["perplexity-second"] = [
+        found[f"perplexity-{name}"] = [
             "eval",
             "ppl",
-            sources.second,
+            first,
             *texts,
-            *repeated("--context", CONTEXTS[:3]),
-            *ways,
+            *repeated("--context", CONTEXTS),
+            *SCORED,
+            *weights,
         ]
+    if sources.second:
+        found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *repeated("--context", CONTEXTS[:2]),
+                                      *SCORED, *ways]  # fmt: skip
         found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *repeated("--tokens", KEYS[:4]),
                                      "--seeds", "1", *repeated("--way", ("memory", "full"))]  # fmt: skip
         if sources.labelled is not None:
@@ -102,7 +114,7 @@ def studies(sources: Sources) -> dict[str, list[str]]:
 
 
 def training(sources: Sources, name: str) -> str:
-    """Return the configuration of one of the two trainings, which differ in their memory alone."""
+    """Return the configuration of one of the trainings, which differ in their memory alone."""
     documents = json.dumps([str(path.resolve()) for path in sources.trained])
     return f"""model = {json.dumps(sources.first)}
 documents = {documents}
@@ -113,7 +125,7 @@ output = {json.dumps(str(sources.work / name))}
 {TRAINED_LAYERS[name]}
 
 [data]
-max_tokens = 262144
+max_tokens = 131072
 max_evaluation_tokens = 8192
 
 [[stages]]
