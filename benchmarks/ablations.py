@@ -2,10 +2,10 @@
 
     python benchmarks/ablations.py --file emma.txt --file persuasion.txt
 
-Every variant is the default configuration but for what its name says. All read the same texts, and the same tokens are
-scored after the same context. The ratio to full attention and its standard error are taken block by block
-(``memcore.evaluation.perplexity.relative``). Pass-keys are those of ``memcore eval passkey``. What is done already is
-not done again, so variants can be added, and a run that was interrupted goes on.
+Every variant is the default configuration, or that given by ``--set``, but for what its name says. All read the same
+texts, and the same tokens are scored after the same context. The ratio to full attention and its standard error are
+taken block by block (``memcore.evaluation.perplexity.relative``). Pass-keys are those of ``memcore eval passkey``. What
+is done already is not done again, so variants can be added, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import typer
 from machine import console
 from rich.progress import Progress
 from rich.table import Table
+from tiny import small_setting
 
 import memcore
 from memcore import MemoryConfig
+from memcore.cli.settings import SetOption, memory_config
 from memcore.demo.text import language_reference
 from memcore.demo.weights import demo_model_path
 from memcore.evaluation.losses import Progress as Tell
+from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.needles import make_trial
 from memcore.evaluation.passkey import answer
 from memcore.evaluation.perplexity import perplexity, relative, spans_for
@@ -99,6 +102,7 @@ class Ablation:
         scored: at the end of these.
         every: which of the scored tokens count.
         passkey_tokens: length of the prompts with a pass-key; 0 for none.
+        base: what the variants change.
         record: where results go.
     """
 
@@ -109,13 +113,14 @@ class Ablation:
     scored: int
     every: int
     passkey_tokens: int
+    base: MemoryConfig
     record: Record
 
     def measure(self, name: str, changes: Changes, tell: Callable[[str], Tell]) -> None:
         """Do what is not in the record yet."""
         fields = dict(changes)
         way = fields.pop("way", "memory")
-        config = MemoryConfig(**fields)
+        config = attrs.evolve(self.base, **fields)
         for text, ids in self.texts.items():
             key = f"{text} / {name}"
             if key not in self.record.results:
@@ -148,13 +153,12 @@ class Ablation:
 
 def rows(results: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[float, float, list[bool], float]]:
     """Return, for each variant that was measured: ratio, its standard error, pass-keys found, tokens a second."""
+    read = {key: value for key, value in results.items() if not key.startswith("pass-keys / ")}
     table = {}
     for name in names:
-        texts = [
-            value for key, value in results.items() if key.endswith(f" / {name}") and not key.startswith("pass-keys")
-        ]
+        texts = [value for key, value in read.items() if key.endswith(f" / {name}")]
         if texts:
-            ((ratio, error),) = relative(results, name, "full attention").values()
+            ((ratio, error),) = relative(read, name, "full attention").values()
             speed = statistics.fmean(text["read"] / text["seconds"] for text in texts)
             table[name] = (ratio, error, results.get(f"pass-keys / {name}", []), speed)
     return table
@@ -168,6 +172,7 @@ def show(groups: dict[str, dict[str, Changes]], results: dict[str, Any], title: 
             keys = f"{sum(found)} of {len(found)}" if found else ""
             table.add_row(group, name, f"{ratio:.4f} ± {error:.4f}", keys, f"{speed:,.0f}")
     console().print(table)
+    console().print(f"{describe_machine()}", style="dim")
 
 
 def draw(path: Path, groups: dict[str, dict[str, Changes]], results: dict[str, Any], title: str) -> None:
@@ -194,7 +199,7 @@ def draw(path: Path, groups: dict[str, dict[str, Changes]], results: dict[str, A
 
 
 def main(
-    file: Annotated[list[Path], typer.Option(help="A long text, UTF-8; may be repeated.")],
+    file: Annotated[list[Path], typer.Option(help="A long text, UTF-8; may be repeated.")] = [],  # noqa: B006
     model: Annotated[str, typer.Option(help="Hub id or folder; the demo model if left out.")] = "",
     context: Annotated[int, typer.Option(help="Tokens read of each text.")] = 8192,
     scored: Annotated[int, typer.Option(help="Tokens at the end of the context, of which some are scored.")] = 6144,
@@ -202,9 +207,18 @@ def main(
     passkey_tokens: Annotated[int, typer.Option(help="Length of prompts with a pass-key; 0 for none.")] = 8000,
     group: Annotated[list[str] | None, typer.Option(help="Only this group; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "bfloat16",
+    settings: SetOption = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; ablations-MODEL if left out.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Hardly anything, to see that it runs.")] = False,
 ) -> None:
     """Change one field of the configuration at a time, and see what it does."""
+    base = memory_config("", settings)
+    if small:
+        setting = small_setting(output or Path("ablations-small"), characters=2000)
+        model, file, base = setting["model"], setting["files"], attrs.evolve(base, window=setting["window"])
+        context, scored, passkey_tokens = 512, 64, 250
+    if not file:
+        raise typer.BadParameter("give at least one --file")
     spans_for([context], scored)
     name = model or str(demo_model_path())
     loaded, tokenizer = load_model(name, dtype=dtype)
@@ -212,10 +226,10 @@ def main(
     layers = [setup.index for setup in wrapped.memory.layer_setups]
     memcore.unwrap(loaded)
     folder = output or Path(f"ablations-{Path(name).name}")
-    settings = {"model": Path(name).name, "fingerprint": model_fingerprint(loaded), "dtype": dtype, "context": context,
+    given = {"model": Path(name).name, "fingerprint": model_fingerprint(loaded), "dtype": dtype, "context": context,
                 "scored": scored, "every": every, "passkey_tokens": passkey_tokens,
-                "defaults": MemoryConfig().to_dict()}  # fmt: skip
-    record = Record(folder / "ablations.json", "ablations", settings)
+                "defaults": base.to_dict()}  # fmt: skip
+    record = Record(folder / "ablations.json", "ablations", given)
     ablation = Ablation(
         model=loaded,
         tokenizer=tokenizer,
@@ -224,6 +238,7 @@ def main(
         scored=scored,
         every=every,
         passkey_tokens=passkey_tokens,
+        base=base,
         record=record,
     )
     groups = variants(layers, context)
@@ -236,7 +251,7 @@ def main(
         for each in dict.fromkeys(("controls", *(group or groups))):
             for variant, changes in groups[each].items():
                 ablation.measure(variant, changes, tell)
-    title = f"{Path(name).name}, {context:,} tokens, window {MemoryConfig().window_length:,}"
+    title = f"{Path(name).name}, {context:,} tokens, window {base.window_length:,}"
     show(groups, record.results, title)
     draw(folder / "ablations.png", groups, record.results, title)
 
