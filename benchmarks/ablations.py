@@ -102,6 +102,7 @@ class Ablation:
         scored: at the end of these.
         every: which of the scored tokens count.
         passkey_tokens: length of the prompts with a pass-key; 0 for none.
+        depths: where the pass-keys are hidden, one prompt for each.
         base: what the variants change.
         record: where results go.
     """
@@ -113,6 +114,7 @@ class Ablation:
     scored: int
     every: int
     passkey_tokens: int
+    depths: Sequence[float]
     base: MemoryConfig
     record: Record
 
@@ -144,10 +146,10 @@ class Ablation:
             return
         found, told = [], tell(key)
         with read_as(self.model, way, config, self.tokenizer):
-            for seed, depth in enumerate(DEPTHS):
+            for seed, depth in enumerate(self.depths):
                 trial = make_trial(self.tokenizer, text, tokens=self.passkey_tokens, depth=depth, seed=seed)
                 found.append(trial.key in answer(self.model, self.tokenizer, trial.ids))
-                told(seed + 1, len(DEPTHS))
+                told(seed + 1, len(self.depths))
         self.record.add(key, found)
 
 
@@ -238,6 +240,7 @@ def main(
         scored=scored,
         every=every,
         passkey_tokens=passkey_tokens,
+        depths=DEPTHS[:1] if small else DEPTHS,
         base=base,
         record=record,
     )
