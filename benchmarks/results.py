@@ -101,7 +101,7 @@ def studies(sources: Sources) -> dict[str, list[str]]:
             *texts,
             *repeated("--context", CONTEXTS),
             *SCORED,
-            *weights,
+            *trained,
         ]
     if sources.second:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *repeated("--context", CONTEXTS[:2]),
