@@ -62,7 +62,7 @@ def test_every_locked_release_has_hashes_and_no_place_but_the_index() -> None:
         assert re.fullmatch(r"[\w.-]+==[^\s;]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n", entry), entry
 
 
-@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra not in ("dev", "faiss-gpu")])
+@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra not in ("dev", "docs", "faiss-gpu")])
 def test_the_oldest_releases_that_are_tested_are_the_lower_bounds(extra: str) -> None:
     oldest = pinned((ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"))
     for requirement in requirements(extra):
