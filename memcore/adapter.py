@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from memcore.attention_shape import AttentionShape
 from memcore.config import MemoryConfig
 from memcore.errors import NotWrappedError, UnsupportedModelError
 from memcore.plugins import registry
@@ -46,6 +47,20 @@ class ModelAdapter(ABC):
             NotWrappedError: it has no memory.
         """
 
+    def attention_shape(self, config: Any, layer_idx: int) -> AttentionShape:
+        """Return what a layer attends with, by the decoder's transformers configuration; for ``memcore plan``.
+
+        This one goes by the fields that most families have.
+        """
+        queries: int = config.num_attention_heads
+        heads: int = getattr(config, "num_key_value_heads", None) or queries
+        size: int = getattr(config, "head_dim", None) or config.hidden_size // queries
+        return AttentionShape(queries=queries, heads=heads, key_size=size, value_size=size, cached=2 * heads * size)
+
+    def longest_text(self, config: Any) -> int | None:
+        """Return how many tokens a text may have, with or without memory; None for any number."""
+        return None
+
 
 class AutoAdapter:
     """Picks the adapter for a model by its ``config.model_type``."""
@@ -67,13 +82,18 @@ class AutoAdapter:
 
     def wrap(self, model: M) -> M:
         """Give the model a memory, in place, and return it; errors as in :meth:`ModelAdapter.wrap`."""
-        return self._adapter(model).wrap(model)
+        return self.adapter_for(model).wrap(model)
 
     def unwrap(self, model: M) -> M:
         """Take the memory away; errors as in :meth:`ModelAdapter.unwrap`."""
         return unwrap(model)
 
-    def _adapter(self, model: object) -> ModelAdapter:
+    def adapter_for(self, model: object) -> ModelAdapter:
+        """Return the adapter of a model's family.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
         known = sorted(registry().components("adapters"))
         supported = f"supported model types: {', '.join(known) or 'none (is memcore-llm installed?)'}"
         config = getattr(model, "config", None)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memcore.chunk import ChunkBatch, SearchResult
 from memcore.errors import BackendError
+from memcore.footprint import Footprint
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +48,21 @@ class MemoryBackend(ABC):
     def about(cls) -> str:
         """Return what it runs on here, e.g. the build of a library, in a few words for ``memcore doctor``."""
         return ""
+
+    @classmethod
+    def footprint(cls, options: object, like: ChunkBatch, chunks: int, namespaces: int) -> Footprint:
+        """Return what chunks would take, without storing any; for ``memcore plan``.
+
+        Args:
+            options: an instance of ``Options``; nothing is opened.
+            like: one chunk. All are taken to be of its shapes and dtypes.
+            chunks: in each namespace.
+            namespaces: that have so many.
+
+        Raises:
+            BackendError: this backend does not say.
+        """
+        raise BackendError(f"{cls.__name__} does not say what chunks take in it (it has no footprint of its own)")
 
     @abstractmethod
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:

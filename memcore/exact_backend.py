@@ -9,9 +9,10 @@ import torch
 from attrs.validators import in_, instance_of, optional
 from torch import Tensor
 
-from memcore.chunk import SearchResult
+from memcore.chunk import ChunkBatch, SearchResult
 from memcore.compression import Compression
-from memcore.in_memory import InMemoryBackend, SearchIndex
+from memcore.footprint import Footprint
+from memcore.in_memory import InMemoryBackend, SearchIndex, table_footprint
 
 if TYPE_CHECKING:
     from memcore.chunk_table import ChunkTable
@@ -112,6 +113,12 @@ class ExactBackend(InMemoryBackend):
     def __init__(self, options: object) -> None:
         own = options if isinstance(options, ExactOptions) else ExactOptions()
         super().__init__(options, own.device, compression=own.compression, pin_memory=own.pin_memory)
+
+    @classmethod
+    def footprint(cls, options: object, like: ChunkBatch, chunks: int, namespaces: int) -> Footprint:
+        """Return what chunks take: see :meth:`memcore.backend.MemoryBackend.footprint`."""
+        assert isinstance(options, ExactOptions)
+        return table_footprint(like, chunks, namespaces, device=options.device, compression=options.compression)
 
     def new_index(self) -> SearchIndex:
         """Return an :class:`ExactIndex`."""

@@ -15,6 +15,7 @@ from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
 from memcore.chunk_table import ChunkTable
 from memcore.compression import Compression
 from memcore.errors import BackendError, ClosedError, ConfigError, UnknownNamespaceError
+from memcore.footprint import Footprint
 
 
 class SearchIndex(ABC):
@@ -44,6 +45,36 @@ class SearchIndex(ABC):
     @abstractmethod
     def copy(self) -> Self:
         """Return an index for a copy of the table, which has the same ids."""
+
+
+def table_footprint(
+    like: ChunkBatch, chunks: int, namespaces: int, *, device: str, compression: Compression, index: int = 0
+) -> Footprint:
+    """Return what chunks take in :class:`ChunkTable`, for a backend's ``footprint``.
+
+    Args:
+        like: one chunk.
+        chunks: in each namespace.
+        namespaces: that have so many.
+        device: where the tables are.
+        compression: how payloads are kept.
+        index: bytes that the index of a namespace takes in RAM beside its table.
+    """
+    table = ChunkTable(compression=compression, pin_memory=False)
+    table.add(like)
+    count = chunks * namespaces
+    vectors = count * like.embeddings.nbytes
+    payload = count * table.nbytes - vectors
+    places = count * 2 * torch.int64.itemsize  # the table's ids, and where their payloads are
+    on_cpu = torch.device(device).type == "cpu"
+    own = namespaces * index + places
+    return Footprint(
+        payload=payload,
+        vectors=vectors,
+        index=own,
+        ram=own + (payload + vectors if on_cpu else 0),
+        gpu=0 if on_cpu else payload + vectors,
+    )
 
 
 @attrs.define

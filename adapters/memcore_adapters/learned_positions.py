@@ -23,6 +23,11 @@ class LearnedPositionsAdapter(DecoderAdapter):
         """Return None: the layers rotate nothing."""
         return None
 
+    def longest_text(self, config: Any) -> int | None:
+        """Return the length of the table."""
+        length: int = config.max_position_embeddings
+        return length
+
     def positions_needed(self, kwargs: dict[str, Any], columns: int) -> int:
         """Return how many positions a call needs that has no ``position_ids``.
 
@@ -48,8 +53,8 @@ class LearnedPositionsAdapter(DecoderAdapter):
             cache = kwargs.get("past_key_values")
             seen = cache.get_seq_length() if isinstance(cache, Cache) else 0
             needed = self.positions_needed(kwargs, seen + source.shape[1])
-        length = decoder.config.max_position_embeddings
-        if needed > length:
+        length = self.longest_text(decoder.config)
+        if length is not None and needed > length:
             raise UnsupportedInputError(
                 f"{type(decoder).__name__} has learned vectors for {length} positions and the input needs {needed}: "
                 f"such a model reads no text longer than {length} tokens, with or without memory"

@@ -10,6 +10,7 @@ from memcore.errors import BackendError
 from memcore.in_memory import InMemoryBackend, SearchIndex
 from memcore_faiss.engine import CpuEngine
 from memcore_faiss.flat_index import FlatIndex
+from memcore_faiss.footprint import footprint
 from memcore_faiss.hnsw_index import HnswIndex
 from memcore_faiss.installation import Installation, installation, resolve_device
 from memcore_faiss.ivf_index import IvfIndex, IvfSettings
@@ -17,6 +18,8 @@ from memcore_faiss.options import FaissOptions
 from memcore_faiss.positional_index import FlatGpuIndex
 
 if TYPE_CHECKING:
+    from memcore.chunk import ChunkBatch
+    from memcore.footprint import Footprint
     from memcore_faiss.gpu_engine import GpuEngine
 
 _log = logging.getLogger(__name__)
@@ -60,6 +63,12 @@ class FaissBackend(InMemoryBackend):
     def about(cls) -> str:
         """Return which faiss is installed and what it was built for."""
         return str(installation())
+
+    @classmethod
+    def footprint(cls, options: object, like: ChunkBatch, chunks: int, namespaces: int) -> Footprint:
+        """Return what chunks take: see :meth:`memcore.backend.MemoryBackend.footprint`."""
+        assert isinstance(options, FaissOptions)
+        return footprint(options, like, chunks, namespaces)
 
     def describe(self) -> str:
         """Return which index is searched where, and by which faiss, in a line."""

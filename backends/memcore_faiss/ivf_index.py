@@ -69,7 +69,17 @@ class IvfSettings:
 
     def lists_for(self, count: int) -> int:
         """Return the number of lists for so many vectors."""
-        return min(count, self.lists or max(1, round(2 * sqrt(count))))
+        return lists_for(count, self.lists)
+
+
+def lists_for(count: int, wanted: int | None) -> int:
+    """Return the number of lists for so many vectors; ``wanted`` is how many there should be, if that is given."""
+    return min(count, wanted or max(1, round(2 * sqrt(count))))
+
+
+def code_bytes_for(size: int) -> int:
+    """Return the bytes that a vector of ``size`` numbers is compressed to if nothing is said."""
+    return next(number for number in _BYTES if size % number == 0 and (size >= 4 * number or number == 1))
 
 
 class IvfIndex(VectorIndex):
@@ -173,9 +183,7 @@ class IvfIndex(VectorIndex):
         quantizer = faiss.IndexFlatIP(size)
         index: Any
         if self._settings.compressed:
-            code_bytes = self._settings.code_bytes or next(
-                number for number in _BYTES if size % number == 0 and (size >= 4 * number or number == 1)
-            )
+            code_bytes = self._settings.code_bytes or code_bytes_for(size)
             if size % code_bytes:
                 raise BackendError(f"pq_m must divide the {size} numbers of a vector, and {code_bytes} does not")
             index = faiss.IndexIVFPQ(quantizer, size, lists, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 from memcore.approximate_index import ApproximateIndex
 from memcore.errors import ConfigError
-from memcore.in_memory import InMemoryBackend, SearchIndex
+from memcore.in_memory import InMemoryBackend, SearchIndex, table_footprint
 from memcore_hnswlib import snapshot
-from memcore_hnswlib.graph import HnswlibVectors
+from memcore_hnswlib.graph import HnswlibVectors, graph_bytes
 from memcore_hnswlib.options import HnswlibOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from memcore.chunk import ChunkBatch
+    from memcore.footprint import Footprint
 
 
 class HnswlibBackend(InMemoryBackend):
@@ -42,6 +45,15 @@ class HnswlibBackend(InMemoryBackend):
         if own.path is not None:
             for name, (table, index) in snapshot.read(own.path, own).items():
                 self.put_namespace(name, table, index)
+
+    @classmethod
+    def footprint(cls, options: object, like: ChunkBatch, chunks: int, namespaces: int) -> Footprint:
+        """Return what chunks take: see :meth:`memcore.backend.MemoryBackend.footprint`."""
+        assert isinstance(options, HnswlibOptions)
+        _, vectors, size = like.embeddings.shape
+        count = chunks * vectors
+        index = graph_bytes(count, size, options.M) if count > options.exact_below else 0
+        return table_footprint(like, chunks, namespaces, device="cpu", compression=options.compression, index=index)
 
     def new_index(self) -> SearchIndex:
         """Return an index on an empty graph."""

@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from memcore_hnswlib.options import HnswlibOptions
 
 
+def graph_bytes(count: int, size: int, links: int) -> int:
+    """Return what a graph takes in memory, in bytes, as hnswlib 0.8 lays it out.
+
+    A vector has its numbers, twice ``links`` neighbours and their number, its label; with a probability of 1/``links``
+    a level more of up to ``links`` neighbours, and so on; and beside the graph a lock, its level, a pointer, and its
+    place in a hash table.
+
+    Args:
+        count: vectors.
+        size: numbers of each.
+        links: ``M``.
+    """
+    ground = 4 * size + 4 * 2 * links + 4 + 8
+    above = (4 * links + 4) / (links - 1)
+    beside = 40 + 4 + 8 + 40
+    return round(count * (ground + above + beside))
+
+
 class HnswlibVectors(VectorIndex):
     """A graph of vectors, whose room doubles when it is full.
 

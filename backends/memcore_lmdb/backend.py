@@ -25,6 +25,7 @@ from memcore.errors import (
     ReadOnlyError,
     UnknownNamespaceError,
 )
+from memcore.footprint import Footprint
 from memcore.uninterrupted import uninterrupted
 from memcore_lmdb.arena import Arena
 from memcore_lmdb.catalogue import Catalogue
@@ -32,6 +33,7 @@ from memcore_lmdb.checks import Checks
 from memcore_lmdb.copying import clear_unfinished, copy_namespace
 from memcore_lmdb.environment import Environment, Writing
 from memcore_lmdb.folder import WRITER_LOCK, prepare_folder
+from memcore_lmdb.footprint import footprint
 from memcore_lmdb.format import RECORD, keys_from, name_key, unpack_name, unpack_named
 from memcore_lmdb.held_vectors import HeldVectors
 from memcore_lmdb.namespace import Namespace
@@ -86,6 +88,12 @@ class LmdbBackend(PersistentBackend):
         self._catalogue = Catalogue()
         # Without close() what was flushed is safe, and the folder must not stay locked.
         self._release = weakref.finalize(self, release)
+
+    @classmethod
+    def footprint(cls, options: object, like: ChunkBatch, chunks: int, namespaces: int) -> Footprint:
+        """Return what chunks take: see :meth:`memcore.backend.MemoryBackend.footprint`."""
+        assert isinstance(options, LmdbOptions)
+        return footprint(options, like, chunks, namespaces)
 
     @property
     def read_only(self) -> bool:
