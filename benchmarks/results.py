@@ -125,7 +125,7 @@ output = {json.dumps(str(sources.work / name))}
 {TRAINED_LAYERS[name]}
 
 [data]
-max_tokens = 131072
+max_tokens = 98304
 max_evaluation_tokens = 8192
 
 [[stages]]
@@ -236,7 +236,7 @@ def run(
             work.mkdir(parents=True, exist_ok=True)
             Path(arguments[1]).write_text(training(sources, name.removeprefix("train-")), encoding="utf-8")
         else:
-            arguments = [*arguments, "--dtype", "bfloat16", "--output", str(RESULTS / name)]
+            arguments = [*arguments, "--dtype", "float32", "--output", str(RESULTS / name)]
         console().print(f"{name}: memcore {shlex.join(arguments)}", soft_wrap=True)
         app(arguments, standalone_mode=False)
 
