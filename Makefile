@@ -14,7 +14,7 @@ CONSTRAINTS = $(VENV)/constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks)
+SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks docs/_hooks)
 
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml $(LOCK)
@@ -26,7 +26,7 @@ VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes families results results-page lint \
-        format lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
+        format docs docs-serve docs-code docs-links lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
@@ -68,6 +68,19 @@ lint: $(VENV)/.has-dev ## ruff and strict mypy
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy $(SOURCES)
+
+docs: $(VENV)/.has-dev ## build the site in site/, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+docs-serve: $(VENV)/.has-dev ## the site on this machine, built anew at each change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload $(ARGS)
+
+docs-code: $(VENV)/.has-dev $(VENV)/.has-demo ## run all code of all pages
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/docs $(ARGS)
+
+docs-links: docs ## ask the network whether links to other sites work
+	@$(MAKE) --no-print-directory VENV=.venv-links INPUTS= .venv-links/.has-linkchecker
+	@.venv-links/bin/linkchecker --check-extern site $(ARGS)
 
 format: $(VENV)/.has-dev ## sort imports, fix what ruff can fix, format
 	@$(BIN)/ruff check --fix-only $(SOURCES)
@@ -125,7 +138,7 @@ bench-gpu: $(VENV)/.has-dev $(VENV)/.has-demo ## what a GPU makes of it, where t
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .venv-lock sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .venv-lock .venv-links site sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 # 3.11 first: what is pinned was tried on it. A version manager's shim may exist and not run,
 # and Debian's python3 may lack venv, so every candidate is tried.
@@ -152,6 +165,10 @@ $(VENV)/.has-dev $(VENV)/.has-demo: $(VENV)/.has-%: $(VENV)/.made
 $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 	@echo "Installing memcore with the faiss-gpu wheel ..."
 	@$(PIP) -e ".[faiss-gpu,testing]" "$$(sed -n 's/^faiss-cpu\(==[^ ]*\).*/faiss-gpu\1/p' $(LOCK))" pytest-timeout pytest-xdist
+	@touch $@
+
+.venv-links/.has-linkchecker: .venv-links/.made
+	@$(PIP) linkchecker==10.6.0
 	@touch $@
 
 .venv-lock/.has-lock: .venv-lock/.made
