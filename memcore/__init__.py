@@ -15,6 +15,7 @@ Names are imported when they are first used, so ``import memcore`` itself costs 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 from memcore.errors import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from memcore.adapter import AutoAdapter, ModelAdapter, unwrap, wrap
     from memcore.backend import Damage, MemoryBackend, PersistentBackend
     from memcore.bank import MemoryBank
+    from memcore.bank_hooks import Holdings
     from memcore.cache import MemoryCache
     from memcore.chat import Chat
     from memcore.chunk import ChunkBatch, SearchResult
@@ -62,10 +64,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, unless somebody wants to hear
+
 _HOMES = {  # where the names that cost an import of torch or of the configuration machinery live
     "memcore.adapter": ("AutoAdapter", "ModelAdapter", "unwrap", "wrap"),
     "memcore.backend": ("Damage", "MemoryBackend", "PersistentBackend"),
     "memcore.bank": ("MemoryBank",),
+    "memcore.bank_hooks": ("Holdings",),
     "memcore.cache": ("MemoryCache",),
     "memcore.chat": ("Chat",),
     "memcore.chunk": ("ChunkBatch", "SearchResult"),
@@ -96,6 +101,7 @@ __all__ = [
     "Damage",
     "EvaluationError",
     "EvictionPolicy",
+    "Holdings",
     "MemcoreError",
     "MemcoreWarning",
     "MemoryBackend",

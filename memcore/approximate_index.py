@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, Self
 
 import attrs
 import torch
 
+from memcore import events
 from memcore.chunk import NO_CHUNK, SearchResult
 from memcore.exact_backend import exact_search
 from memcore.in_memory import SearchIndex
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memcore.chunk_table import ChunkTable
-
-_log = logging.getLogger(__name__)
 
 _BLOCK: Final = 1 << 24
 """Numbers centred or gathered at a time, 64 MB."""
@@ -170,6 +169,7 @@ class ApproximateIndex(SearchIndex):
         # All neighbours could belong to few chunks. So many cannot belong to fewer than top_k.
         found = self.vectors.find(queries, (top_k - 1) * per_chunk + 1)
         if found is None:
+            events.INDEX_BYPASSED.log(queries=len(queries), reason="the index cannot find so many")
             return exact_search(table, queries, top_k)
         ids = found.labels
         if per_chunk > 1:
@@ -180,6 +180,7 @@ class ApproximateIndex(SearchIndex):
         short = ids[:, top_k - 1] < 0
         if not complete and bool(short.any()):
             # Equal vectors that no link leads to, or lists too small: these queries do without the index.
+            events.INDEX_BYPASSED.log(queries=int(short.sum()), reason="the index found too few")
             ids[short, :top_k] = exact_search(table, queries[short.to(queries.device)], top_k).ids
         result = score_chunks(table, queries, ids)
         return SearchResult(ids=result.ids[:, :top_k], scores=result.scores[:, :top_k])
@@ -194,9 +195,7 @@ class ApproximateIndex(SearchIndex):
             self.vectors.remove(labels)
         except Exception:
             # The chunks are gone all the same, and the index can be made again from those that are left.
-            _log.warning(
-                "the search index could not remove %d vectors and is built anew", labels.numel(), exc_info=True
-            )
+            events.INDEX_FAILED.log(vectors=labels.numel(), traceback=True)
             self.forget()
             return
         self.coverage = attrs.evolve(coverage, live=coverage.live - labels.numel())
@@ -213,20 +212,23 @@ class ApproximateIndex(SearchIndex):
         self.vectors.clear()
 
     def _catch_up(self, table: ChunkTable, embeddings: Tensor) -> Coverage:
+        begun = perf_counter()
         chunks, per_chunk, _ = embeddings.shape
         total = chunks * per_chunk
-        coverage = self.coverage
+        coverage, why = self.coverage, "there was none"
         self.coverage = None  # what fails half way is built anew the next time
         if coverage is not None:
             unmeasured = coverage.unmeasured + total - coverage.live
             if 2 * unmeasured < total:
                 coverage = attrs.evolve(coverage, unmeasured=unmeasured)
             elif self._has_moved(embeddings, coverage.centre):
-                coverage = None
+                coverage, why = None, "the mean of the vectors has moved"
             else:
                 coverage = attrs.evolve(coverage, unmeasured=0)
-        if coverage is None or self.vectors.outgrown(total):
-            coverage = self._start(embeddings)
+        if coverage is not None and self.vectors.outgrown(total):
+            coverage, why = None, "the old one was not made for so many, or not for these"
+        rebuilt = coverage is None
+        coverage = coverage or self._start(embeddings)
         first = coverage.live // per_chunk  # the table keeps its order, so new chunks are its last
         step = max(1, _BLOCK // (per_chunk * embeddings.shape[2]))
         for at in range(first, chunks, step):
@@ -235,6 +237,11 @@ class ApproximateIndex(SearchIndex):
                 block = block - coverage.centre
             self.vectors.add(block.flatten(0, 1), _labels(table.ids[at : at + step], per_chunk))
         self.coverage = attrs.evolve(coverage, live=total, last_id=int(table.ids[-1]))
+        seconds = perf_counter() - begun
+        if rebuilt:
+            events.INDEX_BUILT.log(vectors=total, reason=why, seconds=seconds)
+        else:
+            events.INDEX_EXTENDED.log(added=total - first * per_chunk, vectors=total, seconds=seconds)
         return self.coverage
 
     def _start(self, embeddings: Tensor) -> Coverage:

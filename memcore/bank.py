@@ -6,15 +6,16 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable
 from threading import RLock
+from time import perf_counter
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from memcore import usage_record
+from memcore import events, usage_record
 from memcore.backend import MemoryBackend, PersistentBackend
 from memcore.backend_checks import check_ids
-from memcore.bank_hooks import NO_HOOKS, Hooks
+from memcore.bank_hooks import NO_HOOKS, Holdings, Hooks, holdings_of
 from memcore.chunk import ChunkBatch
 from memcore.errors import (
     ChunkShapeError,
@@ -99,6 +100,7 @@ class MemoryBank:
             for name in backend.namespaces():
                 if name.startswith(TEMPORARY):
                     backend.drop(name)
+        hooks.opened(holdings_of(self))
 
     @property
     def closed(self) -> bool:
@@ -127,6 +129,7 @@ class MemoryBank:
             ReadOnlyError: the backend is read-only and the namespace not temporary.
             PluginError: the hook or the policy chose what cannot be evicted; the chunks are stored and none is gone.
         """
+        begun = perf_counter()
         with torch.inference_mode(False), torch.no_grad():
             self._check_writable(namespace)
             view = self._find(namespace)
@@ -139,7 +142,10 @@ class MemoryBank:
             self._shelves.enter(shelf, view)
             self._clock += 1
             ids = view.add(backend_ids, self._clock)
-            self._hooks.stored(namespace, ids.clone(), chunks)
+            seconds = perf_counter() - begun
+            if events.BANK_STORED.wanted:
+                events.BANK_STORED.log(namespace=namespace, chunks=len(ids), count=len(view), seconds=seconds)
+            self._hooks.stored(namespace, ids.clone(), chunks, count=len(view), seconds=seconds)
             if self.capacity is not None and len(view) > self.capacity:
                 self._make_room(namespace, view, self.capacity)
             return ids
@@ -176,6 +182,7 @@ class MemoryBank:
             ChunkShapeError: the queries do not fit the chunks, or what ``rescore`` gave is not ``[N]``.
             BackendError: a query is NaN or infinite, or the backend failed.
         """
+        begun = perf_counter()
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
         if candidates is None and rescore is not None:
@@ -196,7 +203,13 @@ class MemoryBank:
             self._clock += 1
             view.use(rows, self._clock)
         ids = view.ids[rows]
-        self._hooks.retrieved(namespace, ids.clone(), result)
+        seconds = perf_counter() - begun
+        if events.BANK_RETRIEVED.wanted:
+            searched = result is not None
+            events.BANK_RETRIEVED.log(
+                namespace=namespace, chunks=len(ids), count=len(view), searched=searched, seconds=seconds
+            )
+        self._hooks.retrieved(namespace, ids.clone(), chunks, result, count=len(view), seconds=seconds)
         return Retrieved(ids=ids, chunks=chunks)
 
     @_locked
@@ -377,6 +390,14 @@ class MemoryBank:
         return sum(shelf.backend.nbytes(shelf.name) for shelf in view.parts)
 
     @_locked
+    def holdings(self) -> Holdings:
+        """Return what the backend holds; with one that is read-only, what is held in memory beside it, too."""
+        self._check_open()
+        backends = (self.backend, self._shelves.backend) if self.read_only else (self.backend,)
+        chunks = sum(backend.count(name) for backend in backends for name in backend.namespaces())
+        return Holdings(chunks=chunks, nbytes=self.nbytes())
+
+    @_locked
     def flush(self) -> None:
         """Make everything so far durable, under the names that callers know it by, in one step of the backend."""
         self._check_open()
@@ -454,6 +475,7 @@ class MemoryBank:
                 view.changed = False
 
     def _make_room(self, namespace: str, view: View, capacity: int) -> None:
+        begun = perf_counter()
         chosen: object = self._hooks.evict(namespace, view.known(), capacity)
         who = "the memcore_evict hook"
         if chosen is None:
@@ -465,4 +487,9 @@ class MemoryBank:
         gone = torch.isin(view.ids, chosen.cpu())
         ids = view.ids[gone]
         self._shelves.forget(view, gone)
-        self._hooks.evicted(namespace, ids)
+        seconds = perf_counter() - begun
+        if events.BANK_EVICTED.wanted:
+            events.BANK_EVICTED.log(
+                namespace=namespace, chunks=len(ids), count=len(view), chosen_by=who, seconds=seconds
+            )
+        self._hooks.evicted(namespace, ids, count=len(view), seconds=seconds)

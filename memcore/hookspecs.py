@@ -2,6 +2,12 @@
 
 A plugin is a module named by an entry point of the group ``memcore``, with functions of these names marked
 ``@memcore.hookimpl``. What is built in comes the same way. Tensors and records that a hook is given are its own copies.
+
+An implementation names the arguments that it wants and leaves out the others. Of what is observed, ``namespace`` is one
+sequence's memory in one layer; ``session`` the name of the session that it belongs to, None if it is of none;
+``backend`` the backend's name; ``nbytes`` the bytes of the chunks' embeddings, keys and values as tensors; ``count``
+the chunks that the namespace holds then; ``seconds`` how long the bank took, without waiting for its turn and without
+hooks.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from memcore.bank_hooks import Holdings
     from memcore.chunk import ChunkBatch, SearchResult
     from memcore.eviction import ChunkUsage
 
@@ -65,12 +72,35 @@ def memcore_adapters() -> Sequence[Component]:  # type: ignore[empty-body]
 
 
 @hookspec
-def memcore_stored(namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
+def memcore_opened(backend: str, holdings: Callable[[], Holdings | None]) -> None:
+    """Observe a memory that was opened, and ask what it holds whenever you like, until it is closed."""
+
+
+@hookspec
+def memcore_stored(
+    namespace: str,
+    session: str | None,
+    backend: str,
+    ids: Tensor,
+    chunks: ChunkBatch,
+    nbytes: int,
+    count: int,
+    seconds: float,
+) -> None:
     """Observe chunks that were stored."""
 
 
 @hookspec
-def memcore_retrieved(namespace: str, ids: Tensor, result: SearchResult | None) -> None:
+def memcore_retrieved(
+    namespace: str,
+    session: str | None,
+    backend: str,
+    ids: Tensor,
+    result: SearchResult | None,
+    nbytes: int,
+    count: int,
+    seconds: float,
+) -> None:
     """Observe a retrieval: the ids that will be attended to, and what the search found; None if all were taken."""
 
 
@@ -80,5 +110,5 @@ def memcore_evict(namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | 
 
 
 @hookspec
-def memcore_evicted(namespace: str, ids: Tensor) -> None:
+def memcore_evicted(namespace: str, session: str | None, backend: str, ids: Tensor, count: int, seconds: float) -> None:
     """Observe chunks that were dropped to make room."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import Tensor
 
+from memcore import events
 from memcore.bank import MemoryBank
 from memcore.cache import MemoryCache
 from memcore.config import MemoryConfig
@@ -101,7 +102,16 @@ class Memory:
             backend(options),
             forgets,
             capacity=None if config.capacity is None else config.capacity // config.chunk_size,
-            hooks=PluginHooks(),
+            hooks=PluginHooks(backend=config.backend),
+        )
+        events.MEMORY_OPENED.log(
+            backend=config.backend,
+            window=config.window_length,
+            layers=readers,
+            capacity=config.capacity,
+            embedder=config.embedder,
+            eviction=config.eviction,
+            read_only=self.bank.read_only,
         )
         self.layer_setups = [
             LayerSetup(
@@ -210,7 +220,9 @@ class Memory:
 
     def close(self) -> None:
         """Close the bank and its backend."""
-        self.bank.close()
+        if not self.bank.closed:
+            self.bank.close()
+            events.MEMORY_CLOSED.log(backend=self.config.backend)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
         """A copied model gets an empty memory of its own.

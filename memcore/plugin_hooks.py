@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pluggy
 from torch import Tensor
 
+from memcore import events
 from memcore.eviction import problem_with_choice
 from memcore.plugins import PluginRegistry, is_wrapper, registry
+from memcore.session_store import session_of
 
 if TYPE_CHECKING:
+    from memcore.bank_hooks import Holdings
     from memcore.chunk import ChunkBatch, SearchResult
     from memcore.eviction import ChunkUsage
-
-logger = logging.getLogger(__name__)
 
 
 class PluginHooks:
@@ -29,21 +29,54 @@ class PluginHooks:
 
     Args:
         plugins: whom to tell; None for all that are installed.
+        backend: the name of the bank's backend, which plugins are told.
     """
 
-    def __init__(self, plugins: PluginRegistry | None = None) -> None:
+    def __init__(self, plugins: PluginRegistry | None = None, *, backend: str = "") -> None:
         self._hook = (plugins or registry()).manager.hook
+        self._backend = backend
         self._failed: set[tuple[str, str]] = set()
 
-    def stored(self, namespace: str, ids: Tensor, chunks: ChunkBatch) -> None:
-        """Tell plugins of chunks that were stored."""
-        for _ in self._results(self._hook.memcore_stored, namespace=namespace, ids=ids, chunks=chunks):
-            pass
+    def opened(self, holdings: Callable[[], Holdings | None]) -> None:
+        """Tell plugins of a bank that was opened."""
+        self._tell(self._hook.memcore_opened, holdings=holdings)
 
-    def retrieved(self, namespace: str, ids: Tensor, result: SearchResult | None) -> None:
+    def stored(self, namespace: str, ids: Tensor, chunks: ChunkBatch, *, count: int, seconds: float) -> None:
+        """Tell plugins of chunks that were stored."""
+        if self._hook.memcore_stored.get_hookimpls():
+            self._tell(
+                self._hook.memcore_stored,
+                namespace=namespace,
+                session=session_of(namespace),
+                ids=ids,
+                chunks=chunks,
+                nbytes=_nbytes(chunks),
+                count=count,
+                seconds=seconds,
+            )
+
+    def retrieved(
+        self,
+        namespace: str,
+        ids: Tensor,
+        chunks: ChunkBatch,
+        result: SearchResult | None,
+        *,
+        count: int,
+        seconds: float,
+    ) -> None:
         """Tell plugins of a retrieval."""
-        for _ in self._results(self._hook.memcore_retrieved, namespace=namespace, ids=ids, result=result):
-            pass
+        if self._hook.memcore_retrieved.get_hookimpls():
+            self._tell(
+                self._hook.memcore_retrieved,
+                namespace=namespace,
+                session=session_of(namespace),
+                ids=ids,
+                result=result,
+                nbytes=_nbytes(chunks),
+                count=count,
+                seconds=seconds,
+            )
 
     def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
         """Return the ids that the first plugin with an opinion would drop, or None if none has one."""
@@ -55,12 +88,16 @@ class PluginHooks:
                 assert isinstance(choice, Tensor)
                 return choice
             if self._fails_first(plugin, hook.name):
-                logger.error("plugin %r: memcore_evict %s; later failures are not logged", plugin, problem)
+                events.PLUGIN_OVERRULED.log(plugin=plugin, hook=hook.name, problem=problem)
         return None
 
-    def evicted(self, namespace: str, ids: Tensor) -> None:
+    def evicted(self, namespace: str, ids: Tensor, *, count: int, seconds: float) -> None:
         """Tell plugins of chunks that were dropped to make room."""
-        for _ in self._results(self._hook.memcore_evicted, namespace=namespace, ids=ids):
+        hook, session = self._hook.memcore_evicted, session_of(namespace)
+        self._tell(hook, namespace=namespace, session=session, ids=ids, count=count, seconds=seconds)
+
+    def _tell(self, hook: pluggy.HookCaller, **arguments: object) -> None:
+        for _ in self._results(hook, backend=self._backend, **arguments):
             pass
 
     def _results(self, hook: pluggy.HookCaller, **arguments: object) -> Iterator[tuple[str, object]]:
@@ -70,10 +107,9 @@ class PluginHooks:
             try:
                 result = implementation.function(*(_copied(arguments[name]) for name in implementation.argnames))
             except Exception:
-                if self._fails_first(implementation.plugin_name, hook.name):
-                    logger.exception(
-                        "plugin %r failed in %s; later failures are not logged", implementation.plugin_name, hook.name
-                    )
+                plugin = implementation.plugin_name
+                if self._fails_first(plugin, hook.name):
+                    events.PLUGIN_FAILED.log(plugin=plugin, hook=hook.name, traceback=True)
                 continue
             yield implementation.plugin_name, result
 
@@ -81,6 +117,10 @@ class PluginHooks:
         first = (plugin, hook) not in self._failed
         self._failed.add((plugin, hook))
         return first
+
+
+def _nbytes(chunks: ChunkBatch) -> int:
+    return chunks.embeddings.nbytes + chunks.keys.nbytes + chunks.values.nbytes
 
 
 def _copied(argument: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 import attrs
 import pluggy
 
-from memcore import hookspecs
+from memcore import events, hookspecs
 from memcore.component_check import KINDS, NOUNS, Kind, problem_with_class
 from memcore.errors import MissingDependencyError, PluginError, UnknownNameError
 from memcore.hookspecs import Component
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from memcore.backend import MemoryBackend
     from memcore.embedder import ChunkEmbedder
     from memcore.eviction import EvictionPolicy
-
-logger = logging.getLogger(__name__)
 
 GROUP = "memcore"
 BUILTIN = "builtin"
@@ -100,7 +97,7 @@ class PluginRegistry:
         for point in points:
             self._load(point, wanted)
         for name in sorted((wanted or set()) - {point.name for point in points}):
-            logger.warning("%s names a plugin that is not installed: %r", ENVIRONMENT, name)
+            events.PLUGIN_MISSING.log(variable=ENVIRONMENT, plugin=name)
 
     def _load(self, point: EntryPoint, wanted: set[str] | None) -> None:
         report = PluginReport(
@@ -240,9 +237,8 @@ class PluginRegistry:
     def _record(self, report: PluginReport, text: str, *, failed: bool) -> str:
         status: Literal["failed", "problem"] = "failed" if failed else "problem"
         self._reports[report.name] = attrs.evolve(report, status=status, error=(*report.error, text))
-        message = f"plugin {report.name!r}: {text}"
-        logger.warning("%s", message)
-        return message
+        events.PLUGIN_PROBLEM.log(plugin=report.name, problem=text)
+        return f"plugin {report.name!r}: {text}"
 
 
 @functools.cache

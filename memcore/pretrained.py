@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from memcore import events
 from memcore.config import MemoryConfig
 from memcore.errors import ConfigError
 
@@ -21,8 +21,6 @@ CONFIG_FIELD: Final = "memcore"
 """Field of a model's ``config.json`` that holds :meth:`memcore.MemoryConfig.to_dict`, and ignored without memcore."""
 
 _HUB: Final = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-_log = logging.getLogger(__name__)
 
 
 def config_for(model: Any, **overrides: Any) -> MemoryConfig:
@@ -44,7 +42,7 @@ def config_for(model: Any, **overrides: Any) -> MemoryConfig:
         raise ConfigError(
             f"the memory configuration that the model was saved with cannot be used: {error}; pass another as config"
         ) from error
-    _log.info("the memory configuration that the model was saved with is used: %s", found)
+    events.MEMORY_CONFIGURED.log(config=str(found))
     return found
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import torch
 from torch import Tensor
 
+from memcore import events
 from memcore.cache import MemoryCache
 from memcore.cache_argument import cache_argument
 from memcore.errors import (
@@ -36,8 +37,6 @@ from memcore.transfer import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 _BINDING: Final = (
     "window",
@@ -116,11 +115,13 @@ class Session:
         store = memory.sessions
         if create and not memory.bank.read_only and name not in store:
             store.save(made, {})
+            events.SESSION_BEGUN.log(session=name, model=made.model)
         self.info = store.info(name)
         self._check_same(made)
         if not self.info.tokenizer_fingerprint:
             self.info = attrs.evolve(self.info, tokenizer_fingerprint=made.tokenizer_fingerprint)
         self._load()
+        events.SESSION_OPENED.log(session=name, tokens=self.tokens)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -178,7 +179,7 @@ class Session:
                 self._checkpoint(ids[:, done:end], left, None if left else messages)
                 done = end
         except BaseException:
-            self._load()
+            self._roll_back()
             raise
 
     def extend(self, step: Callable[[MemoryCache], tuple[Tensor, Sequence[Message]]]) -> None:
@@ -204,7 +205,7 @@ class Session:
             ids, messages = step(self._own_cache())
             self._checkpoint(ids, None, messages)
         except BaseException:
-            self._load()
+            self._roll_back()
             raise
 
     def ask(self, question: str | Tensor | Sequence[int], *, max_new_tokens: int = 64, **generation: Any) -> Answer:
@@ -276,6 +277,7 @@ class Session:
         self, ids: Tensor, unfinished: Unfinished | None, messages: Sequence[Message] | None = None
     ) -> None:
         assert self._cache is not None
+        begun = perf_counter()
         self.messages = self.messages if messages is None else list(messages)
         self._read = torch.cat((self._read, ids), dim=1)
         bank = self._memory.bank
@@ -293,6 +295,12 @@ class Session:
         said = bytearray(json.dumps(self.messages).encode())
         kept = {_TOKENS: self._read.to(torch.int32), _MESSAGES: torch.frombuffer(said, dtype=torch.uint8)}
         self._memory.sessions.save(self.info, {**self._cache.state(), **kept})
+        seconds = perf_counter() - begun
+        events.SESSION_CHECKPOINTED.log(session=self.info.name, tokens=self.tokens, seconds=seconds)
+
+    def _roll_back(self) -> None:
+        self._load()
+        events.SESSION_ROLLED_BACK.log(session=self.info.name, tokens=self.tokens)
 
     def _load(self) -> None:
         """Become what the latest checkpoint says, and forget chunks that were stored after it."""
@@ -300,6 +308,7 @@ class Session:
         saved, state = store.load(self.info.name)
         if not bank.read_only and store.info(saved.name) != saved:  # a crash came between the two records
             store.save(saved, state)
+            events.SESSION_REPAIRED.log(session=saved.name)
         self.info = attrs.evolve(saved, tokenizer_fingerprint=self.info.tokenizer_fingerprint)
         for layer in self._memory.layer_setups:
             namespace = self.info.namespace(layer.index)

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from memcore import events
 from memcore.errors import BackendError, ConfigError, CorruptedError, SessionError, UnknownSessionError
 from memcore.options import describe, nearest, structure_options, unstructure
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _INFO: Final = "session/"
 _STATE: Final = "session-state/"
+
+_ROW: Final = "session/"
+"""Begins the name of a session's row in caches, and so those of its namespaces."""
 
 _COPYING: Final = "session-copy/"
 """Begins the name of the record that is there while a session of that name is being made as a copy of another."""
@@ -80,7 +84,7 @@ class SessionInfo:
     @property
     def row_name(self) -> str:
         """The name of its row in caches."""
-        return f"session/{self.name}"
+        return f"{_ROW}{self.name}"
 
     def namespace(self, layer: int | str) -> str:
         """Return the bank's namespace of one of its layers."""
@@ -90,6 +94,12 @@ class SessionInfo:
 def layer_namespace(row_name: str, layer: int | str) -> str:
     """Return the bank's namespace of one layer of a row."""
     return f"{row_name}/layer{layer}"
+
+
+def session_of(namespace: str) -> str | None:
+    """Return the name of the session that one of the bank's namespaces belongs to, None if it is of none."""
+    row_name, _, layer = namespace.rpartition("/layer")
+    return row_name.removeprefix(_ROW) if row_name.startswith(_ROW) and layer.isdecimal() else None
 
 
 def now() -> str:
@@ -120,6 +130,7 @@ class SessionStore:
             left = [name for name in self._persistent.record_names() if name.startswith(_COPYING)]
             for name in left:
                 self._undo_copy(name.removeprefix(_COPYING))
+                events.SESSION_COPY_UNDONE.log(session=name.removeprefix(_COPYING))
             if left:
                 bank.flush()
 
@@ -198,6 +209,7 @@ class SessionStore:
             self.bank.flush()  # which a backend may do in several steps
             self._drop_record(_COPYING + target)
             self.save(twin, state)
+            events.SESSION_COPIED.log(source=source, session=target, tokens=info.tokens)
         except BaseException:
             if not self.bank.read_only:
                 self._undo_copy(target)
@@ -212,8 +224,10 @@ class SessionStore:
             UnknownSessionError: there is none of that name.
             ReadOnlyError: the backend is read-only.
         """
-        self._drop_contents(self.info(name))
+        info = self.info(name)
+        self._drop_contents(info)
         self.bank.flush()
+        events.SESSION_DROPPED.log(session=name, tokens=info.tokens)
 
     def nbytes(self, info: SessionInfo) -> int:
         """Return the bytes that a session's chunks take."""
@@ -221,8 +235,7 @@ class SessionStore:
 
     def _drop_contents(self, info: SessionInfo) -> None:
         for namespace in self.bank.namespaces():  # also what an interrupted reading left in layers new to the session
-            row_name, _, layer = namespace.rpartition("/layer")
-            if row_name == info.row_name and layer.isdecimal():
+            if session_of(namespace) == info.name:
                 self.bank.drop(namespace)
         for record in (_INFO + info.name, _STATE + info.name):
             self._drop_record(record)

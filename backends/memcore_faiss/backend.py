@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from memcore.approximate_index import ApproximateIndex, VectorIndex
 from memcore.errors import BackendError
 from memcore.in_memory import InMemoryBackend, SearchIndex
+from memcore_faiss import events
 from memcore_faiss.engine import CpuEngine
 from memcore_faiss.flat_index import FlatIndex
 from memcore_faiss.footprint import footprint
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from memcore.chunk import ChunkBatch
     from memcore.footprint import Footprint
     from memcore_faiss.gpu_engine import GpuEngine
-
-_log = logging.getLogger(__name__)
 
 
 class FaissBackend(InMemoryBackend):
@@ -57,7 +55,7 @@ class FaissBackend(InMemoryBackend):
             from memcore_faiss.gpu_engine import GpuEngine
 
             self._gpu_engine = GpuEngine(self.gpu, own.temp_memory)
-        _log.info("%s", self.describe())
+        events.OPENED.log(description=self.describe(), index=own.index, gpu=self.gpu)
 
     @classmethod
     def about(cls) -> str:

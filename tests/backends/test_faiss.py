@@ -233,7 +233,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_says_which_faiss_it_uses(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="memcore_faiss"):
+    with caplog.at_level(logging.INFO, logger="memcore.faiss"):
         backend = open_backend()
     (wheel,) = installation().wheels
     assert wheel.endswith(faiss.__version__)

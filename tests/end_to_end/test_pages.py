@@ -66,7 +66,7 @@ def test_the_policy_on_the_page_works(plugin_folder: Any, caplog: Any) -> None:
     registry.load_entry_points("recent")
     assert registry.load_component("eviction_policies", "recent")().select(usage(10), 8).tolist() == [0, 1, 2, 3, 4]
     with caplog.at_level("INFO"):
-        PluginHooks(registry).evicted("a", torch.arange(3))
+        PluginHooks(registry).evicted("a", torch.arange(3), count=7, seconds=0.1)
     assert "a forgot 3 chunks" in caplog.text
 
 

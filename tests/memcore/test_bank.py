@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import time
 from typing import TYPE_CHECKING
 
 import attrs
@@ -8,7 +10,7 @@ import torch
 
 from memcore.backend import Damage, MemoryBackend, PersistentBackend
 from memcore.bank import MemoryBank
-from memcore.bank_hooks import NO_HOOKS
+from memcore.bank_hooks import NO_HOOKS, Holdings
 from memcore.chunk import ChunkBatch, SearchResult
 from memcore.errors import (
     BackendError,
@@ -92,20 +94,37 @@ class Listener:
     def __init__(self, choice: torch.Tensor | None = None) -> None:
         self.events: list[tuple[str, str, list[int]]] = []
         self.results: list[SearchResult | None] = []
+        self.measured: list[tuple[int, float]] = []
         self.choice = choice
 
-    def stored(self, namespace: str, ids: torch.Tensor, chunks: ChunkBatch) -> None:
+    def opened(self, holdings: Callable[[], Holdings | None]) -> None:
+        self.holdings = holdings
+
+    def stored(self, namespace: str, ids: torch.Tensor, chunks: ChunkBatch, *, count: int, seconds: float) -> None:
         assert len(chunks) == len(ids)
+        self.measured.append((count, seconds))
         self.events.append(("stored", namespace, ids.tolist()))
 
-    def retrieved(self, namespace: str, ids: torch.Tensor, result: SearchResult | None) -> None:
+    def retrieved(
+        self,
+        namespace: str,
+        ids: torch.Tensor,
+        chunks: ChunkBatch,
+        result: SearchResult | None,
+        *,
+        count: int,
+        seconds: float,
+    ) -> None:
+        assert len(chunks) == len(ids)
+        self.measured.append((count, seconds))
         self.events.append(("retrieved", namespace, ids.tolist()))
         self.results.append(result)
 
     def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> torch.Tensor | None:
         return self.choice
 
-    def evicted(self, namespace: str, ids: torch.Tensor) -> None:
+    def evicted(self, namespace: str, ids: torch.Tensor, *, count: int, seconds: float) -> None:
+        self.measured.append((count, seconds))
         self.events.append(("evicted", namespace, ids.tolist()))
 
 
@@ -251,6 +270,43 @@ def test_what_is_over_capacity_is_evicted_with_its_uses() -> None:
     assert_same_chunks(select(fetch_all(bank, "a"), slice(1, None)), chunks)
     assert [event for event, _, _ in listener.events[:4]] == ["stored", "retrieved", "stored", "evicted"]
     assert listener.events[3] == ("evicted", "a", [0, 1])
+
+
+def test_hooks_are_told_how_many_chunks_there_are_and_how_long_it_took() -> None:
+    class Slow(Counting):
+        def store(self, namespace: str, chunks: ChunkBatch) -> torch.Tensor:
+            time.sleep(0.02)
+            return super().store(namespace, chunks)
+
+    listener = Listener()
+    bank, _ = make_bank(capacity=3, hooks=listener, backend=Slow())
+    bank.store("a", make_chunks(3))
+    bank.retrieve("a", QUERIES, 3)
+    bank.store("a", make_chunks(2, start=100))
+    assert [count for count, _ in listener.measured] == [3, 3, 5, 3]
+    stored, retrieved, again, evicted = (seconds for _, seconds in listener.measured)
+    assert min(stored, again) >= 0.02
+    assert retrieved > 0
+    assert evicted > 0
+
+
+def test_what_a_bank_holds_can_be_asked_until_it_is_closed() -> None:
+    listener = Listener()
+    bank, backend = make_bank(hooks=listener)
+    bank.store("a", make_chunks(3))
+    bank.fork("a", "b")
+    bank.store("b", make_chunks(1, start=100))
+    assert listener.holdings() == Holdings(chunks=4, nbytes=backend.nbytes())  # what is shared counts once
+    bank.close()
+    assert listener.holdings() is None
+
+
+def test_asking_what_a_bank_holds_does_not_keep_it_alive() -> None:
+    listener = Listener()
+    bank, _ = make_bank(hooks=listener)
+    del bank
+    gc.collect()
+    assert listener.holdings() is None
 
 
 def test_a_hook_may_decide_what_goes() -> None:
@@ -699,7 +755,7 @@ def test_nothing_is_left_of_a_move_that_failed() -> None:
 
 def test_what_is_discarded_in_the_middle_of_a_call_goes_after_it() -> None:
     class Collector(Listener):
-        def stored(self, namespace: str, ids: torch.Tensor, chunks: ChunkBatch) -> None:
+        def stored(self, namespace: str, ids: torch.Tensor, chunks: ChunkBatch, *, count: int, seconds: float) -> None:
             if namespace == "b":
                 bank.discard(["a", "b"])
                 assert backend.namespaces() == ["a", "b"]

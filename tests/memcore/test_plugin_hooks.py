@@ -11,15 +11,18 @@ import torch
 from memcore_sqlite.backend import SqliteBackend, SqliteOptions
 
 from memcore.bank import MemoryBank
+from memcore.bank_hooks import Holdings
 from memcore.eviction import ChunkUsage
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.hookspecs import hookimpl
 from memcore.plugin_hooks import PluginHooks
 from memcore.plugins import PluginRegistry
+from memcore.session_store import SessionInfo
 from memcore.testing import assert_same_chunks, make_chunks, random_queries, select
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from memcore.backend import MemoryBackend
@@ -47,8 +50,37 @@ class Observer:
         self.calls.append(("evicted", namespace, ids.tolist()))
 
 
+class Measures:
+    """Writes down every argument that is no tensor."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.holdings: list[Callable[[], Holdings | None]] = []
+
+    @hookimpl
+    def memcore_opened(self, backend: str, holdings: Callable[[], Holdings | None]) -> None:
+        self.calls.append(("opened", backend))
+        self.holdings.append(holdings)
+
+    @hookimpl
+    def memcore_stored(self, session: str | None, backend: str, nbytes: int, count: int, seconds: float) -> None:
+        self.calls.append(("stored", session, backend, nbytes, count, seconds > 0))
+
+    @hookimpl
+    def memcore_retrieved(self, session: str | None, backend: str, nbytes: int, count: int, seconds: float) -> None:
+        self.calls.append(("retrieved", session, backend, nbytes, count, seconds > 0))
+
+    @hookimpl
+    def memcore_evicted(self, session: str | None, backend: str, count: int, seconds: float) -> None:
+        self.calls.append(("evicted", session, backend, count, seconds > 0))
+
+
 class Raises:
     """Fails in every hook."""
+
+    @hookimpl
+    def memcore_opened(self) -> None:
+        raise ValueError
 
     @hookimpl
     def memcore_stored(self, namespace: str, ids: torch.Tensor, chunks: ChunkBatch) -> None:
@@ -160,6 +192,31 @@ def test_a_bad_plugin_harms_neither_memory_nor_other_plugins(backend: MemoryBack
     assert bank.usage("a").retrievals.sum() <= 2
 
 
+def test_a_plugin_is_told_how_much_how_long_and_where(backend: MemoryBackend) -> None:
+    observer = Measures()
+    registry = PluginRegistry()
+    registry.register(observer, "measures")
+    hooks = PluginHooks(registry, backend="tables")
+    bank = MemoryBank(backend, FifoEviction(), capacity=CAPACITY, hooks=hooks)
+    chunks = make_chunks(4)
+    size = (chunks.embeddings.nbytes + chunks.keys.nbytes + chunks.values.nbytes) // 4
+    name = SessionInfo(name="a/layer7").namespace(0)
+    bank.store(name, chunks)
+    bank.retrieve(name, random_queries(2), 2)
+    bank.store(name, chunks)
+    bank.store("~row1/layer0", select(chunks, slice(0, 1)))
+    assert observer.calls == [
+        ("opened", "tables"),
+        ("stored", "a/layer7", "tables", 4 * size, 4, True),
+        ("retrieved", "a/layer7", "tables", 2 * size, 4, True),
+        ("stored", "a/layer7", "tables", 4 * size, 8, True),
+        ("evicted", "a/layer7", "tables", CAPACITY, True),
+        ("stored", None, "tables", size, 1, True),
+    ]
+    (holdings,) = observer.holdings
+    assert holdings() == Holdings(chunks=CAPACITY + 1, nbytes=bank.nbytes())
+
+
 def test_what_a_bad_plugin_saw_is_durable(tmp_path: Path) -> None:
     options = SqliteOptions(path=tmp_path / "memory.db")
     bank, left = live(SqliteBackend(options), Raises(), Scribbles())
@@ -174,7 +231,7 @@ def test_a_failure_is_logged_once_per_hook(backend: MemoryBackend, caplog: Any) 
     bank.store("a", make_chunks(1))
     assert [record.message for record in caplog.records] == [
         f"plugin 'plugin 0' failed in memcore_{hook}; later failures are not logged"
-        for hook in ("stored", "retrieved", "evict", "evicted")
+        for hook in ("opened", "stored", "retrieved", "evict", "evicted")
     ]
 
 
@@ -229,5 +286,5 @@ def test_a_plugin_registered_later_is_heard() -> None:
     told = PluginHooks(registry)
     observer = Observer()
     registry.register(observer, "late")
-    told.stored("a", torch.arange(2), make_chunks(2))
+    told.stored("a", torch.arange(2), make_chunks(2), count=2, seconds=0.5)
     assert observer.calls == [("stored", "a", [0, 1])]
