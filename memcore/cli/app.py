@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, memory, plugins, train
+from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, logs, memory, plugins, train
 from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
@@ -51,9 +51,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks and warnings.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    log_level: Annotated[
+        logs.Level, typer.Option("--log-level", envvar=logs.LEVEL, help="What of the log to show on stderr.")
+    ] = logs.Level.WARNING,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens: --log-level info.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only: --log-level error.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", envvar=logs.JSON, help="Show the log as JSON, a line each.")
     ] = False,
 ) -> None:
     """Long-term memory for Hugging Face decoder models."""
@@ -61,3 +70,7 @@ def main(
         # Progress is shown by the commands themselves.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet contradict each other")
+    level = logs.Level.INFO if verbose else logs.Level.ERROR if quiet else log_level
+    context.with_resource(logs.shown_log(level, as_json=log_json))
