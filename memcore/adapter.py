@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,9 @@ class ModelAdapter(ABC):
         This one goes by the fields that most families have.
         """
         queries: int = config.num_attention_heads
-        heads: int = getattr(config, "num_key_value_heads", None) or queries
+        # A configuration may be given any field; it means something only where its class knows it.
+        grouped = "num_key_value_heads" in inspect.signature(type(config)).parameters
+        heads: int = (grouped and config.num_key_value_heads) or queries
         size: int = getattr(config, "head_dim", None) or config.hidden_size // queries
         return AttentionShape(queries=queries, heads=heads, key_size=size, value_size=size, cached=2 * heads * size)
 
