@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, logs, memory, plugins, train
+from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, logs, memory, plan, plugins, train
 from memcore.cli.output import errors
 from memcore.errors import MemcoreError
 
@@ -36,6 +36,7 @@ app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("ingest")(ingest.ingest)
+app.command("plan")(plan.plan)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
 app.add_typer(memory.app, name="memory")
