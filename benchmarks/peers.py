@@ -218,6 +218,7 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     text, times = repeated(tokenizer, [Path(path) for path in given["files"]], 2 * given["tokens"] + given["scored"])
     todo = job(tokenizer, text, given)
+    output.mkdir(parents=True, exist_ok=True)
     (output / "job.json").write_text(json.dumps(todo), encoding="utf-8")
     for each in way:
         if why := left_out(each, other_python):
