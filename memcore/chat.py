@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -22,12 +22,10 @@ from memcore.reader import Answer, Progress, answer
 from memcore.session import Session
 from memcore.transcript import USER, Message, next_turn
 from memcore.transfer import input_device
+from memcore.turns import ends_of_turn, lead, replied, stops_of, with_saying
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_STOP: Final = f"\n{USER}"
-"""Where a model that writes a plain transcript begins to speak for the user."""
 
 
 class Chat:
@@ -134,11 +132,11 @@ class Chat:
         session = self.session
         left = session.info.unfinished if session is not None else None
         before = self.tokens - (0 if left is None else left.done)
-        lead = self._lead(before)
-        if not self._tokenizer.chat_template and not self._replied:
-            lead = lead.removesuffix(f"{USER} ")  # the text stands on its own before the first turn
-        ids = self._encode(f"{lead}{text}\n\n", begins=not before)
-        messages = _with(self.messages, text)
+        opening = self._lead(before)
+        if not self._tokenizer.chat_template and not replied(self._said.messages):
+            opening = opening.removesuffix(f"{USER} ")  # the text stands on its own before the first turn
+        ids = self._encode(f"{opening}{text}\n\n", begins=not before)
+        messages = with_saying(self.messages, text)
         self._said.ingest(ids, progress=progress, checkpoint_tokens=checkpoint_tokens, messages=messages)
 
     def say(self, text: str, *, on_text: Hearing | None = None, max_new_tokens: int = 512, **generation: Any) -> Answer:
@@ -190,12 +188,12 @@ class Chat:
         tokenizer, read, messages = self._tokenizer, self._said.token_ids(), self.messages
         turn = next_turn(tokenizer, messages)
         question = self._encode(f"{self._lead(self.tokens)}{text}{turn.after}", begins=not self.tokens)
-        messages = _with(messages, text)
+        messages = with_saying(messages, text)
         closing = next_turn(tokenizer, [*messages, {"role": "assistant", "content": ""}]).before
-        ends = self._ends(closing)
+        ends = ends_of_turn(self._model, tokenizer, messages)
         criteria = StoppingCriteriaList(generation.pop("stopping_criteria", ()))
         begin = read.shape[1] + question.shape[1]
-        listener = Listener(tokenizer, begin, "" if tokenizer.chat_template else _STOP, on_text, self._stopped, ends)
+        listener = Listener(tokenizer, begin, stops_of(tokenizer), on_text, self._stopped, ends)
         criteria.append(listener)
         reply = answer(
             self._model,
@@ -210,7 +208,7 @@ class Chat:
         )
         listener.end(reply.token_ids)
         kept = without_end(reply.token_ids, ends)
-        if listener.spoke_for_the_user:
+        if listener.came_to_a_stop:
             # The beginning of what the transcript goes on with has been fed: the last token, which completes it, not.
             kept = kept[: max(0, cache.seen - begin)]
             written = str(tokenizer.decode(kept, skip_special_tokens=True))
@@ -223,33 +221,12 @@ class Chat:
         return attrs.evolve(reply, text=listener.text), ids, messages
 
     def _lead(self, tokens: int) -> str:
-        """Return what is to be fed before the user's next words, after so many tokens in all.
-
-        The end of a reply is fed together with what stands before the next words, so that is nothing most of the time.
-        """
-        before = "" if tokens else next_turn(self._tokenizer, self.messages).before
-        if self._tokenizer.chat_template:
-            return before
-        if tokens and not self._replied:  # after a text, which is no turn
-            return f"{USER} "
-        under_way = bool(tokens) and self.messages[-1]["role"] == "user"
-        return "" if under_way else f"{before} "
-
-    @property
-    def _replied(self) -> bool:
-        return any(each["role"] == "assistant" for each in self._said.messages)
+        """Return what is to be fed before the user's next words, after so many tokens in all."""
+        return lead(self._tokenizer, self.messages, begun=bool(tokens))
 
     def _encode(self, text: str, *, begins: bool) -> Tensor:
         # A chat template writes itself what begins a sequence.
         return encode(self._tokenizer, text, special=begins and not self._tokenizer.chat_template)
-
-    def _ends(self, closing: str) -> set[int]:
-        """Return the tokens that end a turn: the model's, the tokenizer's, and what the template ends a reply with."""
-        config: Any = self._model.generation_config
-        given = config.eos_token_id
-        ends = {self._tokenizer.eos_token_id, *(given if isinstance(given, list | tuple) else [given])} - {None}
-        first = encode(self._tokenizer, closing, special=False)[0, :1].tolist() if closing else []
-        return {int(end) for end in ends} | ({*first} & {*self._tokenizer.all_special_ids})
 
     def _feed(self, cache: MemoryCache, ids: Tensor) -> None:
         _feed(self._model, self._memory, cache, ids, None)
@@ -312,10 +289,3 @@ def _feed(model: Any, memory: Memory, cache: MemoryCache, ids: Tensor, progress:
         model(input_ids=ids.to(input_device(model)), use_cache=True, logits_to_keep=1, **named)
     if progress is not None:
         progress(ids.shape[1], ids.shape[1])
-
-
-def _with(messages: list[Message], text: str) -> list[Message]:
-    """Return the messages with something more that the user says."""
-    if messages and messages[-1]["role"] == "user":
-        return [*messages[:-1], {"role": "user", "content": f"{messages[-1]['content']}\n\n{text}"}]
-    return [*messages, {"role": "user", "content": text}]

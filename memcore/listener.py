@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,33 +22,33 @@ class Listener(StoppingCriteria):
 
     Attributes:
         text: what was heard of it, without white space around it.
-        spoke_for_the_user: whether the reply came to ``stop_at``.
+        came_to_a_stop: whether the reply came to one of ``stops``.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         begin: int,
-        stop_at: str,
+        stops: Sequence[str],
         tell: Hearing | None,
         stopped: threading.Event,
         ends: set[int],
     ) -> None:
-        """Listen from token ``begin`` on; ``stop_at`` is no part of the reply, and empty for nothing."""
+        """Listen from token ``begin`` on; the reply ends before the first of ``stops``, none of which is empty."""
         self._tokenizer = tokenizer
         self._begin = begin
-        self._stop_at = stop_at
+        self._stops = stops
         self._tell = tell
         self._stopped = stopped
         self._ends = ends
         self._told = ""
         self.text = ""
-        self.spoke_for_the_user = False
+        self.came_to_a_stop = False
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Say for each row of ``input_ids``, ``[1, T]``, whether it is at its end."""
         self._hear(input_ids[0, self._begin :], final=False)
-        over = self.spoke_for_the_user or self._stopped.is_set()
+        over = self.came_to_a_stop or self._stopped.is_set()
         return torch.full((input_ids.shape[0],), over, device=input_ids.device, dtype=torch.bool)
 
     def end(self, token_ids: Tensor) -> None:
@@ -57,11 +57,12 @@ class Listener(StoppingCriteria):
 
     def _hear(self, token_ids: Tensor, *, final: bool) -> None:
         text = str(self._tokenizer.decode(without_end(token_ids, self._ends), skip_special_tokens=True))
-        if self._stop_at and self._stop_at in text:
-            text, self.spoke_for_the_user = text[: text.index(self._stop_at)], True
+        found = [text.index(stop) for stop in self._stops if stop in text]
+        if found:
+            text, self.came_to_a_stop = text[: min(found)], True
         if not final:  # what may be half a character, or the beginning of a stop, waits until more is known
             text = text.rstrip("\ufffd")
-            text = text[: len(text) - overlap(text, self._stop_at)]
+            text = text[: len(text) - max((overlap(text, stop) for stop in self._stops), default=0)]
         self.text = text.strip()
         if self._tell is not None and self.text.startswith(self._told) and self.text != self._told:
             new, self._told = self.text[len(self._told) :], self.text

@@ -184,12 +184,13 @@ class Reader:
         self.tokens = total
         self._read, self._cache = ids, cache
 
-    def ask(self, question: Tensor, *, max_new_tokens: int) -> Answer:
+    def ask(self, question: Tensor, *, max_new_tokens: int, **generation: Any) -> Answer:
         """Go on from the text with a question.
 
         Args:
             question: ``[1, T]`` token ids, at least one.
             max_new_tokens: longest answer.
+            **generation: more arguments of ``generate()``.
         """
         return answer(
             self._model,
@@ -198,6 +199,7 @@ class Reader:
             question=question,
             cache=self.cache(),
             max_new_tokens=max_new_tokens,
+            **generation,
         )
 
     def cache(self) -> Any:

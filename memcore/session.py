@@ -31,7 +31,7 @@ from memcore.memory import Memory
 from memcore.options import describe
 from memcore.prompt import closing, encode, given_ids, opening
 from memcore.reader import Answer, Progress, answer
-from memcore.session_store import SessionInfo, Unfinished, check_name, now
+from memcore.session_store import SessionInfo, SessionStore, Unfinished, check_name, now
 from memcore.transcript import Message
 from memcore.transfer import input_device
 
@@ -386,6 +386,18 @@ class Session:
                 "open it with memcore.Session(model, name, tokenizer)"
             )
         return self._tokenizer
+
+
+def tokens_read(sessions: SessionStore, name: str) -> Tensor:
+    """Return the token ids that a session has read, ``[T]`` int64; none if it has read nothing yet.
+
+    Raises:
+        UnknownSessionError: there is none of that name.
+        CorruptedError: its state cannot be read.
+    """
+    sessions.info(name)
+    _, state = sessions.load(name)
+    return state[_TOKENS][0].long() if _TOKENS in state else torch.empty(0, dtype=torch.long)
 
 
 def _plain(value: object) -> object:

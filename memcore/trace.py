@@ -68,6 +68,13 @@ class TokenTrace:
     chunks: tuple[ChunkRead, ...]
     layers: tuple[LayerShares, ...]
 
+    def shares(self) -> dict[int, float]:
+        """Return the share of each passage by its position, the mean over the layers that read, the largest first."""
+        shares: dict[int, float] = {}
+        for chunk in self.chunks:
+            shares[chunk.start] = shares.get(chunk.start, 0.0) + chunk.share / len(self.layers)
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
 
 @attrs.define(eq=False, kw_only=True)
 class _Step:
@@ -158,15 +165,17 @@ class Trace:
         for step, after in zip(self._steps, [*self._steps, None][1:], strict=True):
             follows = after is not None and after.cache == step.cache and after.decode
             if follows or after is None or after.cache != step.cache:
-                traced.append(
-                    TokenTrace(
-                        position=step.positions[row] + 1,
-                        token_id=after.token_ids[row] if after is not None and follows else step.written[row],
-                        chunks=tuple(sorted(step.chunks[row], key=lambda chunk: -chunk.share)),
-                        layers=tuple(step.layers[row]),
-                    )
-                )
+                written = after.token_ids[row] if after is not None and follows else step.written[row]
+                traced.append(_traced(step, row, written))
         return traced
+
+    def latest(self, row: int = 0) -> TokenTrace | None:
+        """Return what was read for the token that is written after the latest piece; None if there was no piece yet.
+
+        Args:
+            row: of which sequence of the batch.
+        """
+        return _traced(self._steps[-1], row, self._steps[-1].written[row]) if self._steps else None
 
     def explain(self, tokenizer: PreTrainedTokenizerBase, row: int = 0, *, top: int = 3) -> str:
         """Return what the generated tokens rest on, as text: the passages, then a line for each token.
@@ -181,7 +190,7 @@ class Trace:
         tokens = self.tokens(row)
         if not tokens:
             return "no token read from memory: nothing had left the window"
-        passages = [_by_start(token) for token in tokens]
+        passages = [token.shares() for token in tokens]
         named = {start for shares in passages for start in list(shares)[:top]}
         totals = {start: sum(shares.get(start, 0.0) for shares in passages) / len(tokens) for start in named}
         texts = {chunk.start: chunk.token_ids for token in tokens for chunk in token.chunks}
@@ -196,12 +205,13 @@ class Trace:
         return "\n".join(lines)
 
 
-def _by_start(token: TokenTrace) -> dict[int, float]:
-    """Return the share of each passage, the mean over the layers that read, the largest first."""
-    shares: dict[int, float] = {}
-    for chunk in token.chunks:
-        shares[chunk.start] = shares.get(chunk.start, 0.0) + chunk.share / len(token.layers)
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+def _traced(step: _Step, row: int, token_id: int | None) -> TokenTrace:
+    return TokenTrace(
+        position=step.positions[row] + 1,
+        token_id=token_id,
+        chunks=tuple(sorted(step.chunks[row], key=lambda chunk: -chunk.share)),
+        layers=tuple(step.layers[row]),
+    )
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
