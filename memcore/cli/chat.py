@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.output import console, errors, quiet_transformers, reading_progress
+from memcore.cli.failures import Interrupted
+from memcore.cli.output import JsonOption, console, errors, notes, print_json, quiet_transformers, reading_progress
+from memcore.cli.passages import as_values, show_passages
 from memcore.cli.settings import (
     BackendOption,
     ConfigOption,
@@ -54,18 +56,20 @@ def chat(
     settings: SetOption = None,
     device: DeviceOption = "",
     dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Chat, with a memory of all that was said.
 
     With --session and --path the chat goes on where the last one ended, or in a text that `memcore ingest` has read.
 
-    Where standard input is no terminal, each line of it is said, and the replies alone are printed.
+    Where standard input is no terminal, each line of it is said, and the replies alone are printed. With --json too
+    each line is said, and what was said and replied is printed when there is no more.
     """
     memory = memory_config(config, settings, path=path, window=window, top_k=top_k, backend=backend)
     if session:
         check_on_disk(memory.backend)
     texts = [_text(each) for each in file or ()]
-    with errors.status("Loading the model ..."):
+    with notes.status("Loading the model ..."):
         import torch
 
         from memcore.adapter import unwrap, wrap
@@ -82,7 +86,10 @@ def chat(
     try:
         opened = Chat(loaded, tokenizer, session or None, system=system)
         _read(opened, texts)
-        _talk(opened, tokenizer, memory.window_length, generation)
+        if as_json:
+            _say_all(opened, tokenizer, session, generation)
+        else:
+            _talk(opened, tokenizer, memory.window_length, generation)
     finally:
         unwrap(loaded)
 
@@ -110,7 +117,7 @@ def _talk(chat: Chat, tokenizer: PreTrainedTokenizerBase, window: int, generatio
     interactive = sys.stdin.isatty() and console.is_terminal
     if interactive:
         known = f"It has read {chat.tokens:,} tokens so far. " if chat.tokens else ""
-        errors.print(f"{known}{_HELP}", style="dim", soft_wrap=True)
+        notes.print(f"{known}{_HELP}", style="dim", soft_wrap=True)
     reply: Answer | None = None
     for line in _lines(interactive):
         said = line.strip()
@@ -132,6 +139,17 @@ def _talk(chat: Chat, tokenizer: PreTrainedTokenizerBase, window: int, generatio
                 errors.print("\ntaken back: that turn did not happen", style="yellow")
             else:
                 console.print()
+
+
+def _say_all(chat: Chat, tokenizer: PreTrainedTokenizerBase, session: str, generation: dict[str, Any]) -> None:
+    """Say each line, and print all that was said and replied as JSON. A line that begins with ``/`` is said, too."""
+    turns = []
+    for line in sys.stdin:
+        if said := line.strip():
+            reply = chat.say(said, **generation)
+            values = {"seconds": reply.seconds, "passages": as_values(reply.passages, tokenizer)}
+            turns.append({"said": said, "reply": reply.text, **values})
+    print_json({"session": session or None, "tokens": chat.tokens, "turns": turns})
 
 
 def _lines(interactive: bool) -> Iterator[str]:
@@ -160,10 +178,7 @@ def _show_memory(chat: Chat, reply: Answer | None, tokenizer: PreTrainedTokenize
         console.print("The last reply read none from the memory: all was still in the window.")
         return
     console.print(f"At its end the last reply read {len(reply.passages)} passages from the memory:")
-    for passage in sorted(reply.passages, key=lambda passage: passage.start):
-        excerpt = " ".join(str(tokenizer.decode(passage.token_ids.clamp_min(0))).split())
-        where = f"  [{passage.start:,}, layers {', '.join(map(str, passage.layers))}]"
-        console.print(f"{where} {excerpt}", style="dim", soft_wrap=True)
+    show_passages(sorted(reply.passages, key=lambda passage: passage.start), tokenizer)
 
 
 def _read(chat: Chat, texts: list[str]) -> None:
@@ -177,13 +192,10 @@ def _read(chat: Chat, texts: list[str]) -> None:
         except KeyboardInterrupt:
             if chat.session is None:
                 raise
-            errors.print(
-                f"interrupted: session {chat.session.info.name!r} has read {chat.tokens:,} tokens; "
-                "the same command goes on from there",
-                style="yellow",
-                soft_wrap=True,
-            )
-            raise typer.Exit(130) from None
+            raise Interrupted(
+                f"session {chat.session.info.name!r} has read {chat.tokens:,} tokens; "
+                "the same command goes on from there"
+            ) from None
 
 
 def _text(file: Path) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from memcore.cli.output import console, errors, quiet_transformers, reading_progress
+from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers, reading_progress
+from memcore.cli.passages import as_values
 from memcore.cli.settings import BackendOption, ConfigOption, DeviceOption, SetOption, WindowOption, memory_config
 
 if TYPE_CHECKING:
@@ -29,19 +30,20 @@ def demo(
     settings: SetOption = None,
     device: DeviceOption = "",
     full: Annotated[bool, typer.Option(help="Also read with full attention.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Find facts hidden in a long text.
 
     A small model is asked for each: without memory, with memory, and by full attention.
     """
     memory = memory_config(config, settings, window=window, backend=backend)
-    with errors.status("Loading torch and transformers ..."):
+    with notes.status("Loading torch and transformers ..."):
         from memcore.demo.run import demonstrate
         from memcore.demo.weights import demo_model_path
         from memcore.reader import load_model
 
         quiet_transformers()
-    with errors.status("Loading the model (the first time it is made from its packages, which takes a minute) ..."):
+    with notes.status("Loading the model (the first time it is made from its packages, which takes a minute) ..."):
         loaded, tokenizer = load_model(model or str(demo_model_path()), device=device)
     with reading_progress() as start:
         result = demonstrate(
@@ -54,7 +56,40 @@ def demo(
             full_attention=full,
             on_start=start,
         )
-    _show(result, tokenizer, memory.window_length)
+    if as_json:
+        print_json(_values(result, tokenizer, memory.window_length))
+    else:
+        _show(result, tokenizer, memory.window_length)
+
+
+def _values(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int) -> dict[str, Any]:
+    """Return what was hidden and what was answered as plain values."""
+    return {
+        "tokens": result.methods[1].tokens,
+        "window": window,
+        "facts": [
+            {"prompt": fact.prompt, "answer": fact.answer, "position": position}
+            for fact, position in zip(result.facts, result.positions, strict=True)
+        ],
+        "methods": [
+            {
+                "name": method.name,
+                "tokens": method.tokens,
+                "seconds": method.seconds,
+                "peak_mib": method.peak_mib,
+                "answers": [
+                    {
+                        "text": answer.text,
+                        "right": fact.is_answered_by(answer.text),
+                        "seconds": answer.seconds,
+                        "passages": as_values(answer.passages, tokenizer),
+                    }
+                    for fact, answer in zip(result.facts, method.answers, strict=True)
+                ],
+            }
+            for method in result.methods
+        ],
+    }
 
 
 def _show(result: Demonstration, tokenizer: PreTrainedTokenizerBase, window: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from memcore.cli.output import console, print_json
+from memcore.cli.output import JsonOption, console, print_json
 
 _PACKAGES = (
     "torch",
@@ -24,7 +24,7 @@ _PACKAGES = (
 )
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Check the installation.
 
     Shows versions, devices, memory, backends and plugins. Exits with 1 if a plugin has a problem.

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from memcore.cli.output import console, errors, print_json, quiet_transformers, reading_progress
+from memcore.cli.failures import Interrupted
+from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers, reading_progress
 from memcore.cli.settings import (
     BackendOption,
     ConfigOption,
@@ -36,7 +37,7 @@ def ingest(
     settings: SetOption = None,
     device: DeviceOption = "",
     dtype: DtypeOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Read texts into a named session on disk.
 
@@ -46,7 +47,7 @@ def ingest(
     memory = memory_config(config, settings, path=path, backend=backend, window=window, top_k=top_k)
     check_on_disk(memory.backend)
     text = _joined(file)
-    with errors.status("Loading the model ..."):
+    with notes.status("Loading the model ..."):
         from memcore.adapter import unwrap, wrap
         from memcore.options import unstructure
         from memcore.reader import load_model
@@ -62,13 +63,9 @@ def ingest(
             with reading_progress() as start:
                 opened.ingest(text, progress=start("reading", None))
         except KeyboardInterrupt:
-            errors.print(
-                f"interrupted: session {session!r} has read {opened.tokens:,} tokens; "
-                "the same command goes on from there",
-                style="yellow",
-                soft_wrap=True,
-            )
-            raise typer.Exit(130) from None
+            raise Interrupted(
+                f"session {session!r} has read {opened.tokens:,} tokens; the same command goes on from there"
+            ) from None
     finally:
         unwrap(loaded)
     if as_json:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 # No markup: "memcore-llm[hnswlib]" is to be shown as it is, and so is ":smile:" in an answer.
 console = Console(markup=False, highlight=False, emoji=False)
 errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
+notes = Console(stderr=True, markup=False, highlight=False, emoji=False)
+"""Progress, and what is worth knowing beside the result; silent with ``--quiet``."""
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, also of an error.")]
 
 
 def print_json(value: object) -> None:
@@ -27,16 +35,6 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-class _Speed(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s", style="cyan")
-
-
 @contextmanager
 def reading_progress(unit: str = "tokens") -> Iterator[Callable[[str, int | None], Callable[[int, int], None]]]:
     """Show a bar per text, or whatever else, that is read, on a terminal only.
@@ -48,15 +46,23 @@ def reading_progress(unit: str = "tokens") -> Iterator[Callable[[str, int | None
         a function that takes a description and how much will be read, None if that is not known yet, and returns what
         to call with (done, in all).
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} {'tok' if unit == 'tokens' else unit}/s", style="cyan")
+
     with Progress(
         TextColumn("{task.description:<16}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
-        _Speed("tok" if unit == "tokens" else unit),
+        Speed(),
         TimeElapsedColumn(),
-        console=errors,
-        disable=not errors.is_terminal,
+        console=notes,
+        disable=notes.quiet or not notes.is_terminal,
     ) as bars:
 
         def start(description: str, total: int | None) -> Callable[[int, int], None]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memcore.cli.output import console, print_json
+from memcore.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
     from memcore.component_check import Kind
@@ -17,7 +17,7 @@ def plugins(
     check: Annotated[
         bool, typer.Option("--check", help="Load every component too, and fail if a plugin or component is broken.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List plugins and what they offer.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from memcore.config import MemoryConfig
+from memcore.cli import completion
 from memcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memcore.config import MemoryConfig
 
 ON_DISK: Final = "lmdb"
 """The backend that keeps a memory on disk if no other is named."""
@@ -24,13 +27,30 @@ SetOption = Annotated[
     ),
 ]
 BackendOption = Annotated[
-    str | None, typer.Option("--backend", help="Where the memory is kept: see `memcore plugins`.")
+    str | None,
+    typer.Option(
+        "--backend",
+        help="Where the memory is kept: see `memcore plugins`.",
+        autocompletion=completion.components("backends"),
+    ),
 ]
 WindowOption = Annotated[int | None, typer.Option("--window", help="Tokens the model attends to directly.")]
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Chunks brought back per retrieval.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="Where to run, e.g. cuda; found out if not given.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where to run, e.g. cuda; found out if not given.",
+        autocompletion=completion.words(completion.DEVICES),
+    ),
+]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto for the checkpoint's own.")
+    str,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16, float16, or auto for the checkpoint's own.",
+        autocompletion=completion.words(completion.DTYPES),
+    ),
 ]
 
 
@@ -61,6 +81,8 @@ def memory_config(
     Raises:
         ConfigError: something in it cannot be used.
     """
+    from memcore.config import MemoryConfig
+
     start = MemoryConfig.from_file(file) if file else base
     values: dict[str, Any] = {} if start is None else start.to_dict()
     if path:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.output import console, errors, quiet_transformers, reading_progress
+from memcore.cli.failures import INTERRUPTED, Interrupted
+from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers, reading_progress
 from memcore.errors import TrainingError
 
 if TYPE_CHECKING:
     from memcore.training.run import TrainingResult
-
-_INTERRUPTED = 130
 
 
 def train(
@@ -21,13 +20,16 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Only go on with what was begun: an error if nothing was.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a model to use its memory, as in MemLong.
 
     Long documents are read segment after segment, with memory. Only the weights that train are written, with what
     memcore.load_trained() needs to put them back. The same command goes on where it was interrupted.
     """
-    with errors.status("Loading ..."):
+    with notes.status("Loading ..."):
+        import attrs
+
         from memcore.training.configuration import TrainingConfig
         from memcore.training.run import begun
         from memcore.training.run import train as run
@@ -36,12 +38,15 @@ def train(
     chosen = TrainingConfig.from_file(config)
     if resume and not begun(chosen.output):
         raise TrainingError(f"{chosen.output} holds no training to go on with; begin one without --resume")
+    told = notes if as_json else console
     with reading_progress() as start:
-        result = run(chosen, note=lambda line: console.print(line, soft_wrap=True), progress=start)
+        result = run(chosen, note=lambda line: told.print(line, soft_wrap=True), progress=start)
+    if as_json:
+        print_json({**attrs.asdict(result), "output": str(chosen.output)})
+        raise typer.Exit(0 if result.finished else INTERRUPTED)
     _show(result)
     if not result.finished:
-        errors.print("interrupted; the same command goes on from here")
-        raise typer.Exit(_INTERRUPTED)
+        raise Interrupted("the same command goes on from here")
     console.print(f"trained weights, log and picture: {chosen.output}", soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Mapping
@@ -13,6 +14,16 @@ from memcore.errors import MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def check_drawing() -> None:
+    """Find before hours of work that there could be no picture of it.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependencyError('pictures need matplotlib: pip install "memcore-llm[eval]"')
 
 
 def canvas(title: str) -> tuple[Figure, Axes]:
@@ -31,10 +42,9 @@ def panels(title: str, count: int, *, height: float) -> tuple[Figure, list[Axes]
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError('pictures need matplotlib: pip install "memcore-llm[eval]"') from error
+    check_drawing()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(max(7, 2.5 * count), height), layout="constrained")
     figure.suptitle(title)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])

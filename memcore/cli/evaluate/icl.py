@@ -15,10 +15,10 @@ from memcore.cli.evaluate.setting import (
     TrainedOption,
     WayOption,
     digest,
+    finish,
     prepare,
-    say_where,
 )
-from memcore.cli.output import console, reading_progress
+from memcore.cli.output import JsonOption, console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
 
@@ -58,6 +58,7 @@ def icl(
     settings: SetOption = None,
     device: DeviceOption = "",
     dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Labels of texts, from demonstrations in memory and a few in the window.
 
@@ -118,7 +119,8 @@ def icl(
                 progress=start,
             )
             table[task.name] = summary(record.results, setting.ways, seeds)
-    _show(table, setting.ways, output, f"{shots} shots, {demonstrations} demonstrations before: {setting.title}")
+    title = f"{shots} shots, {demonstrations} demonstrations before: {setting.title}"
+    _show(table, setting.ways, output, title, as_json=as_json)
 
 
 def _words(given: Sequence[str] | None) -> dict[str, str]:
@@ -131,7 +133,9 @@ def _words(given: Sequence[str] | None) -> dict[str, str]:
     return words
 
 
-def _show(table: dict[str, dict[str, tuple[float, float]]], ways: Sequence[str], output: Path, title: str) -> None:
+def _show(
+    table: dict[str, dict[str, tuple[float, float]]], ways: Sequence[str], output: Path, title: str, *, as_json: bool
+) -> None:
     from rich.table import Table
 
     from memcore.evaluation.plots import plot_bars
@@ -142,7 +146,14 @@ def _show(table: dict[str, dict[str, tuple[float, float]]], ways: Sequence[str],
             f"{100 * mean:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}") for mean, error in row.values()
         ]
         shown.add_row(name, *cells)
-    console.print(shown)
+    if not as_json:
+        console.print(shown)
     picture = output / "icl.png"
     plot_bars(picture, table, title=title, value="accuracy")
-    say_where([*(output / f"icl-{name}.json" for name in table), picture])
+    values = {
+        name: {
+            way: {"accuracy": mean, "error": None if math.isnan(error) else error} for way, (mean, error) in row.items()
+        }
+        for name, row in table.items()
+    }
+    finish(values, [*(output / f"icl-{name}.json" for name in table), picture], as_json=as_json)

@@ -14,10 +14,10 @@ from memcore.cli.evaluate.setting import (
     TrainedOption,
     WayOption,
     digest,
+    finish,
     prepare,
-    say_where,
 )
-from memcore.cli.output import console, reading_progress
+from memcore.cli.output import JsonOption, console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.files import read_text
 
@@ -54,6 +54,7 @@ def passkey(
     settings: SetOption = None,
     device: DeviceOption = "",
     dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Keys hidden in a long text and asked for at its end: how many are found, by depth and length.
 
@@ -61,7 +62,8 @@ def passkey(
     its seed; no part of the text is used twice in one, so it must be longer than the longest prompt.
     """
     from memcore.demo.text import language_reference
-    from memcore.evaluation.passkey import Grid, evaluate
+    from memcore.evaluation.passkey import Grid, evaluate, summary
+    from memcore.evaluation.plots import plot_heat_maps
     from memcore.evaluation.record import Record
     from memcore.prompt import encode
 
@@ -102,20 +104,20 @@ def passkey(
             record=record,
             progress=start,
         )
-    say_where(
-        [
-            output / "passkey.json",
-            *(_show(record.results, setting.ways, grid, kind, output, setting.title) for kind in grid.kinds),
-        ]
-    )
+    pictures = []
+    for kind in grid.kinds:
+        if not as_json:
+            _show(record.results, setting.ways, grid, kind)
+        pictures.append(output / f"passkey-{kind}.png")
+        title = f"Pass-keys found by {setting.title}: {kind}"
+        plot_heat_maps(pictures[-1], summary(record.results, setting.ways, grid, kind), title=title, value="found")
+    values = {kind: summary(record.results, setting.ways, grid, kind) for kind in grid.kinds}
+    finish(values, [output / "passkey.json", *pictures], as_json=as_json)
 
 
-def _show(results: dict[str, Any], ways: Sequence[str], grid: Grid, kind: str, output: Path, model: str) -> Path:
-    """Print the table of one kind of needles, draw its picture and return where that is."""
+def _show(results: dict[str, Any], ways: Sequence[str], grid: Grid, kind: str) -> None:
+    """Print the table of one kind of needles."""
     from rich.table import Table
-
-    from memcore.evaluation.passkey import summary
-    from memcore.evaluation.plots import plot_heat_maps
 
     table = Table(
         "tokens", "", *(f"depth {depth:g}" for depth in grid.depths), "found", "wrong key", "tok/s", title=kind
@@ -137,7 +139,3 @@ def _show(results: dict[str, Any], ways: Sequence[str], grid: Grid, kind: str, o
                 f"{speed:,.0f}",
             )
     console.print(table)
-    picture = output / f"passkey-{kind}.png"
-    title = f"Pass-keys found by {model}: {kind}"
-    plot_heat_maps(picture, summary(results, ways, grid, kind), title=title, value="found")
-    return picture

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.evaluate.setting import ModelArgument, OutputOption, TrainedOption, prepare, say_where
-from memcore.cli.output import console, reading_progress
+from memcore.cli.evaluate.setting import ModelArgument, OutputOption, TrainedOption, finish, prepare
+from memcore.cli.output import JsonOption, console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
 from memcore.files import read_text
@@ -36,6 +36,7 @@ def ppl(
     settings: SetOption = None,
     device: DeviceOption = "",
     dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Perplexity of long texts over the length of context.
 
@@ -82,7 +83,7 @@ def ppl(
             record=record,
             progress=lambda key: start(key, max(context)),
         )
-    _show(record.results, setting.ways, output, setting.title)
+    _show(record.results, setting.ways, output, setting.title, as_json=as_json)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path, needed: int) -> Tensor:
@@ -95,7 +96,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path, needed: int) -> Tens
     return ids[:, :needed]
 
 
-def _show(results: dict[str, Any], ways: Sequence[str], output: Path, model: str) -> None:
+def _show(results: dict[str, Any], ways: Sequence[str], output: Path, model: str, *, as_json: bool) -> None:
     from rich.table import Table
 
     from memcore.evaluation.perplexity import summary
@@ -108,7 +109,8 @@ def _show(results: dict[str, Any], ways: Sequence[str], output: Path, model: str
         runs = [result for key, result in results.items() if key.rpartition(" / ")[2] == way]
         speed = sum(run["read"] for run in runs) / sum(run["seconds"] for run in runs)
         table.add_row(way, *(f"{row[context]:.2f}" for context in contexts), f"{speed:,.0f}")
-    console.print(table)
+    if not as_json:
+        console.print(table)
     picture = output / "ppl.png"
     plot_over_context(picture, values, title=f"Perplexity of {model}", value="perplexity")
-    say_where([output / "ppl.json", picture])
+    finish(values, [output / "ppl.json", picture], as_json=as_json)

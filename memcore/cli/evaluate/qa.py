@@ -14,10 +14,10 @@ from memcore.cli.evaluate.setting import (
     TrainedOption,
     WayOption,
     digest,
+    finish,
     prepare,
-    say_where,
 )
-from memcore.cli.output import console, reading_progress
+from memcore.cli.output import JsonOption, console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
 from memcore.errors import EvaluationError
 from memcore.files import read_text
@@ -44,6 +44,7 @@ def qa(
     settings: SetOption = None,
     device: DeviceOption = "",
     dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Questions about a long text: how many are answered.
 
@@ -91,11 +92,17 @@ def qa(
             max_new_tokens=max_new_tokens,
             progress=start,
         )
-    _show(record.results, setting.ways, asked, output, setting.title)
+    _show(record.results, setting.ways, asked, output, setting.title, as_json=as_json)
 
 
 def _show(
-    results: dict[str, Any], ways: Sequence[str], questions: Sequence[Question], output: Path, model: str
+    results: dict[str, Any],
+    ways: Sequence[str],
+    questions: Sequence[Question],
+    output: Path,
+    model: str,
+    *,
+    as_json: bool,
 ) -> None:
     from rich.table import Table
 
@@ -109,8 +116,9 @@ def _show(
     shares = summary(results, ways, questions)
     shown.add_section()
     shown.add_row("answered", *(f"{share:.0%}" for share in shares.values()))
-    console.print(shown)
+    if not as_json:
+        console.print(shown)
     picture = output / "qa.png"
     table = {f"{len(questions)} questions": {way: (share, float("nan")) for way, share in shares.items()}}
     plot_bars(picture, table, title=f"Questions answered by {model}", value="answered")
-    say_where([output / "qa.json", picture])
+    finish(shares, [output / "qa.json", picture], as_json=as_json)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import attrs
 import typer
 
-from memcore.cli.output import console, errors, quiet_transformers
+from memcore.cli import completion
+from memcore.cli.output import console, notes, print_json, quiet_transformers
 from memcore.cli.settings import memory_config
-from memcore.config import MemoryConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from memcore.config import MemoryConfig
 
 WAYS: Final = ("window", "full", "streaming", "random", "memory")
 """Ways of reading if none is named."""
@@ -27,7 +29,9 @@ OutputOption = Annotated[
 WayOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--way", help="How to read: window, full, streaming, random, memory, memory:BACKEND; all but the last."
+        "--way",
+        help="How to read: window, full, streaming, random, memory, memory:BACKEND; all but the last.",
+        autocompletion=completion.words(dict.fromkeys(WAYS, "")),
     ),
 ]
 
@@ -84,13 +88,15 @@ def prepare(
         dtype: see there.
         known: ways there are; None for those of most evaluations.
     """
+    from memcore.evaluation.plots import check_drawing
     from memcore.evaluation.ways import WAYS as MOST
     from memcore.evaluation.ways import check_ways
 
+    check_drawing()
     chosen, base = tuple(ways or WAYS), None
     if trained is None:  # else it depends on what they were trained with
         check_ways(chosen, memory_config(config, settings, window=window), known=known or MOST)
-    with errors.status("Loading the model ..."):
+    with notes.status("Loading the model ..."):
         from memcore.fingerprint import model_fingerprint
         from memcore.reader import load_model
 
@@ -122,6 +128,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def say_where(paths: Sequence[Path]) -> None:
-    """Tell where the results are."""
-    console.print(f"results: {', '.join(map(str, paths))}", soft_wrap=True)
+def finish(values: object, files: Sequence[Path], *, as_json: bool) -> None:
+    """Tell where the results are; or print them, summed up in plain values, and where they are, as JSON."""
+    if as_json:
+        print_json({"results": values, "files": [str(file) for file in files]})
+    else:
+        console.print(f"results: {', '.join(map(str, files))}", soft_wrap=True)
