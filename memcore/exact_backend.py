@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 import attrs
 import torch
@@ -13,12 +13,10 @@ from memcore.chunk import ChunkBatch, SearchResult
 from memcore.compression import Compression
 from memcore.footprint import Footprint
 from memcore.in_memory import InMemoryBackend, SearchIndex, table_footprint
+from memcore.products import BestProducts
 
 if TYPE_CHECKING:
     from memcore.chunk_table import ChunkTable
-
-_BLOCK: Final = 1 << 20
-"""Vector scores held at a time while searching: 4 MB, which stays in the cache, so it is also the fastest."""
 
 
 def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult:
@@ -38,32 +36,8 @@ def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult
         # It would compute the products in half precision. Turning it off where it is not on is dear for short searches.
         with torch.autocast(kind, enabled=False):
             return exact_search(table, queries, top_k)
-    best = best_products(vectors, queries).topk(top_k, dim=1)
+    best = BestProducts(queries, vectors.shape[0] * vectors.shape[1])(vectors).topk(top_k, dim=1)
     return SearchResult(ids=table.ids.take(best.indices.cpu()), scores=best.values)
-
-
-def best_products(vectors: Tensor, queries: Tensor) -> Tensor:
-    """Return the largest product of each query with any vector of each chunk; not to be called under autocast.
-
-    Args:
-        vectors: ``[n, V, E]`` float32.
-        queries: ``[Q, E]`` float32 on the same device, at least one.
-
-    Returns:
-        ``[Q, n]`` float32.
-    """
-    step = max(1, _BLOCK // max(1, len(queries) * vectors.shape[1]))
-    if step >= len(vectors):
-        return _best_of_each(vectors, queries)
-    scores = queries.new_empty(len(queries), len(vectors))
-    for first in range(0, len(vectors), step):
-        scores[:, first : first + step] = _best_of_each(vectors[first : first + step], queries)
-    return scores
-
-
-def _best_of_each(vectors: Tensor, queries: Tensor) -> Tensor:
-    products = queries @ vectors.flatten(0, 1).T
-    return products if vectors.shape[1] == 1 else products.view(len(queries), *vectors.shape[:2]).amax(dim=2)
 
 
 class ExactIndex(SearchIndex):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from memcore.chunk import NO_CHUNK, SearchResult
 from memcore.errors import CorruptedError
-from memcore.exact_backend import best_products
+from memcore.products import BestProducts
 from memcore_lmdb.blocks import ROW, Block, damaged_entries, read_vectors
 from memcore_lmdb.checks import Checks
 from memcore_lmdb.held_vectors import HeldVectors
@@ -50,16 +50,17 @@ def search(
         return vectors
 
     best = _Best(top_k)
+    products = BestProducts(queries, namespace.count * namespace.record.shape.vectors)
     rows = held.rows(namespace, read)
     if rows is not None:
-        best.add(best_products(rows, queries))
+        best.add(products(rows))
     else:
         for block in namespace.blocks:
             if len(block):
-                scores = best_products(read(block), queries)
+                scores = products(read(block))
                 best.add(scores if len(block) == block.rows else scores[:, block.entries[:, ROW]])
     if len(namespace.staged):
-        best.add(best_products(namespace.staged.vectors(), queries))
+        best.add(products(namespace.staged.vectors()))
     places, scores = best.result()
     ids = namespace.ids.take(places)
     missing = top_k - ids.shape[1]

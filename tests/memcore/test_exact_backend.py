@@ -7,7 +7,7 @@ import pytest
 import torch
 from int8_tolerance import Int8Tests
 
-from memcore import exact_backend
+from memcore import products
 from memcore.backend import NoOptions
 from memcore.errors import BackendError, ConfigError
 from memcore.exact_backend import ExactBackend, ExactOptions
@@ -33,7 +33,7 @@ def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     backend = ExactBackend(ExactOptions())
     backend.store("a", chunks)
     whole = backend.retrieve("a", queries, 5)
-    monkeypatch.setattr(exact_backend, "_BLOCK", 7 * 2 * 3)
+    monkeypatch.setattr(products, "_BLOCK", 7 * 2 * 3)
     blocks = backend.retrieve("a", queries, 5)
     assert torch.equal(whole.ids, blocks.ids)
     torch.testing.assert_close(whole.scores, blocks.scores)
