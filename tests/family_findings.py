@@ -18,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "oracle(name, table='families'): which cell of a family table a test is for")
     config.stash[_findings] = []
+    if config.getoption("family_table") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--family-table writes what one process has found: leave out -n")
 
 
 @pytest.hookimpl(wrapper=True)
