@@ -14,6 +14,7 @@ from torch import Tensor
 from memcore.chunk import ChunkBatch, SearchResult
 from memcore.errors import BackendError
 from memcore.footprint import Footprint
+from memcore.storage import NamespaceStorage, Storage
 
 
 @attrs.frozen(kw_only=True)
@@ -221,6 +222,19 @@ class PersistentBackend(MemoryBackend):
     @abstractmethod
     def disk_bytes(self) -> int:
         """Return the bytes of disk space taken by the files, whether in use or free inside of them."""
+
+    def storage(self) -> Storage:
+        """Return what the bytes on disk are. A backend should override this if it knows more than their number."""
+        namespaces = {
+            name: NamespaceStorage(
+                chunks=self.count(name),
+                dtype=str(self.fetch(name, self.ids(name)[:1]).keys.dtype).removeprefix("torch."),
+                parts={"chunks": self.nbytes(name)},
+            )
+            for name in self.namespaces()
+        }
+        known = sum(sum(each.parts.values()) for each in namespaces.values())
+        return Storage(namespaces=namespaces, parts={"other": max(0, self.disk_bytes() - known)})
 
     @abstractmethod
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:

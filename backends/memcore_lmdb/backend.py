@@ -26,6 +26,7 @@ from memcore.errors import (
     UnknownNamespaceError,
 )
 from memcore.footprint import Footprint
+from memcore.storage import Storage
 from memcore.uninterrupted import uninterrupted
 from memcore_lmdb.arena import Arena
 from memcore_lmdb.catalogue import Catalogue
@@ -43,6 +44,7 @@ from memcore_lmdb.payload import PayloadLayout
 from memcore_lmdb.reading import read_chunks
 from memcore_lmdb.salvage import salvage
 from memcore_lmdb.search import search
+from memcore_lmdb.storage import others_with, storage
 from memcore_lmdb.verification import Inspection
 
 
@@ -249,6 +251,12 @@ class LmdbBackend(PersistentBackend):
         """Return the bytes of the file, whether in use or free inside of it."""
         with self._using():
             return self._environment.disk_bytes()
+
+    def storage(self) -> Storage:
+        """Return what the bytes of the file are: see :meth:`memcore.backend.PersistentBackend.storage`."""
+        with self._using(), self._environment.snapshot() as snapshot, self._environment.read() as txn:
+            records = self._catalogue.records(txn, self._environment.file)
+            return storage(txn, records.values(), snapshot.meta, others_with(self._environment.file))
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Read everything that was committed: see :meth:`memcore.backend.PersistentBackend.verify`."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import RLock
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -18,6 +19,7 @@ import lmdb
 
 from memcore.errors import BackendError, CorruptedError
 from memcore.files import sync
+from memcore_lmdb import events
 from memcore_lmdb.folder import (
     UNFINISHED_COPY,
     current_file,
@@ -154,25 +156,28 @@ class Environment:
         Raises:
             BackendError: disk or map are full, another program has written, or LMDB fails; nothing is written.
         """
+        begun = perf_counter()
         with self.lock, self._explained():
             self._make_room(size)
             while True:
                 try:
-                    self._opened().reader_check()  # readers that were killed would keep what is free from being used
+                    self._clear_readers()  # those that were killed would keep what is free from being used
                     with self._opened().begin(write=True, buffers=True) as txn:
                         self._check_alone(txn)
                         result = change(txn)
                     self._last_txn = self._opened().info()["last_txnid"]
+                    events.COMMITTED.log(path=str(self._file), bytes=size, seconds=perf_counter() - begun)
                     return result
                 except lmdb.MapFullError:
                     self._grow(2 * self._opened().info()["map_size"])
                 except lmdb.MapResizedError:
                     self._opened().set_mapsize(0)
-                except lmdb.Error:
+                except lmdb.Error as error:
                     # After an error of the disk LMDB may refuse everything until the file is opened again.
                     expected = self._last_txn + 1
                     self._shut()
                     self._open()
+                    events.REOPENED.log(path=str(self._file), error=str(error))
                     if self._last_txn == expected:
                         return result  # it had committed before it failed
                     raise
@@ -183,7 +188,9 @@ class Environment:
         Raises:
             BackendError: there is no room for a second file; everything is as it was.
         """
+        begun = perf_counter()
         with self.lock, self._explained():
+            before = self._disk_bytes()
             copy, target = self.folder / UNFINISHED_COPY, next_file(self._file)
             try:
                 with open(copy, "wb") as file:
@@ -200,12 +207,18 @@ class Environment:
                 self._shut()
                 self._open()
             remove_leftovers(self._file)
+            seconds = perf_counter() - begun
+            events.COMPACTED.log(path=str(self.folder), bytes_before=before, bytes=self._disk_bytes(), seconds=seconds)
 
     def disk_bytes(self) -> int:
         """Return the bytes of the file that were ever written to."""
-        with self.read() as txn:
-            size: int = txn.stat()["psize"] * (self._opened().info()["last_pgno"] + 1)
-            return size
+        with self.read():
+            return self._disk_bytes()
+
+    def _disk_bytes(self) -> int:
+        env = self._opened()
+        size: int = env.stat()["psize"] * (env.info()["last_pgno"] + 1)
+        return size
 
     def _opened(self) -> Any:
         if self._env is None:
@@ -254,6 +267,7 @@ class Environment:
             except BaseException:
                 self._shut()
                 raise
+            events.OPENED.log(path=str(self._file), bytes=self._disk_bytes(), read_only=self._writing is None)
             return
         raise BackendError(f"{self._file} is there and cannot be found when it is opened")
 
@@ -280,7 +294,7 @@ class Environment:
     def _check(self) -> None:
         """Raise unless the file is a whole memory; write the header of a new one."""
         env = self._opened()
-        env.reader_check()  # the places of readers that were killed
+        self._clear_readers()
         with self._begin() as txn:
             stat, info = txn.stat(), env.info()
             missing = (info["last_pgno"] + 1) * stat["psize"] - _size(self._file)
@@ -315,6 +329,7 @@ class Environment:
         if self._writing is None and not os.access(self._file, os.F_OK):  # half of what os.path.exists takes
             self._shut()  # another process has compacted
             self._open()
+            events.FOLLOWED.log(path=str(self._file))
         for _ in range(_TRIES):
             env = self._opened()
             try:
@@ -322,7 +337,7 @@ class Environment:
             except lmdb.MapResizedError:
                 env.set_mapsize(0)  # another process has grown it
             except lmdb.ReadersFullError:
-                if not env.reader_check():
+                if not self._clear_readers():
                     raise
         return self._opened().begin(buffers=True)
 
@@ -355,6 +370,14 @@ class Environment:
         if grown <= size:
             raise lmdb.MapFullError(f"it has reached max_map_size = {limit} bytes; allow more, or evict and compact")
         self._opened().set_mapsize(grown)
+        events.GROWN.log(path=str(self._file), map_bytes=grown, map_bytes_before=size)
+
+    def _clear_readers(self) -> int:
+        """Free the places of readers that were killed, and return how many."""
+        cleared: int = self._opened().reader_check()
+        if cleared:
+            events.READERS_CLEARED.log(path=str(self._file), readers=cleared)
+        return cleared
 
     def _shut(self) -> None:
         env, self._env = self._env, None

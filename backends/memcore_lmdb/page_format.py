@@ -27,7 +27,7 @@ LARGE: Final = 1
 
 NO_PAGE: Final = (1 << 64) - 1
 
-_META: Final = struct.Struct("<16x I I 16x")
+_META: Final = struct.Struct("<16x I I 8x Q")
 _TREE: Final = struct.Struct("<I H H 24x Q Q")
 _AFTER_TREES: Final = struct.Struct("<Q Q")
 HEADER: Final = struct.Struct("<Q H H H H")
@@ -63,6 +63,7 @@ class Meta:
         last_page: the highest number in use, or that of the last page in the file if that is lower.
         missing: pages that should come after that.
         transaction: which wrote it.
+        map_bytes: of address space that the file was mapped to.
     """
 
     number: int
@@ -72,6 +73,7 @@ class Meta:
     last_page: int
     missing: int
     transaction: int
+    map_bytes: int
 
 
 @attrs.frozen
@@ -102,7 +104,7 @@ def read_metas(file: int, size: int) -> Iterator[Meta]:
         raw = os.pread(file, 256, at)
         if len(raw) < _META.size + 2 * _TREE.size + _AFTER_TREES.size:
             continue
-        magic, version = _META.unpack_from(raw)
+        magic, version, map_bytes = _META.unpack_from(raw)
         if (magic, version) != (_MAGIC, VERSION):
             continue
         page_size, _, *free = _TREE.unpack_from(raw, _META.size)
@@ -119,6 +121,7 @@ def read_metas(file: int, size: int) -> Iterator[Meta]:
             last_page=there,
             missing=max(0, last_page - there),
             transaction=transaction,
+            map_bytes=map_bytes,
         )
 
 
