@@ -1,28 +1,84 @@
-"""Text files read whole, and files that are either written whole or left as they were."""
+"""Text files read whole, JSON, and files that are either written whole or left as they were."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 from safetensors import SafetensorError
 
 from memcore.errors import MemcoreError, UnsupportedInputError, WriteError
 
+ENCODING: Final = "utf-8-sig"
+"""Of texts that are read: UTF-8, with or without a mark at the beginning."""
+
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
+    """Read a UTF-8 file, without the mark that Windows puts at its beginning.
 
     Raises:
         UnsupportedInputError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnsupportedInputError(f"cannot read {str(path)!r} as UTF-8 text: {error}") from error
+        return path.read_text(encoding=ENCODING)
+    except OSError as error:
+        raise UnsupportedInputError(f"cannot read {str(path)!r} as UTF-8 text: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UnsupportedInputError(f"cannot read {not_utf8(str(path), error)}") from error
+
+
+def names_file(text: str) -> bool:
+    """Say whether what is taken for a text is the name of a file that is there."""
+    if len(text) > 1024 or "\n" in text:
+        return False
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no name at all, such as one with a zero in it
+        return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in, unless it is there.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise WriteError(f"{str(path)!r} is a file; name a folder to write to") from error
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {str(path)!r}: {error.strerror or error}") from error
+
+
+def not_utf8(name: str, error: UnicodeDecodeError) -> str:
+    """Return why a file is no UTF-8 text, and what it may be."""
+    begin = error.object[:4]
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        cure = "it begins as UTF-16 does: save it as UTF-8"
+    elif b"\0" in error.object[:1024]:
+        cure = "it is no text at all"
+    else:
+        cure = "save it as UTF-8 if it is a text in another encoding"
+    return f"{name!r} as UTF-8 text: byte {error.object[error.start]:#04x} at {error.start:,}; {cure}"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from outside.
+
+    Raises:
+        ValueError: it is none, or nested more deeply than Python's parser goes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"it is nested too deeply: {error}") from error
 
 
 @contextmanager
@@ -36,6 +92,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     new = path.with_name(f"{path.name}.part")
     try:
+        if new.is_symlink():  # nothing is to be written through it to somewhere else
+            new.unlink()
         yield new
         sync(new)
         new.replace(path)

@@ -23,6 +23,7 @@ ID, ROW, LENGTH, CHECKSUM = range(4)
 """Columns of a block's entries."""
 
 _ROWS: Final = struct.Struct("<Q")
+_ENTRY_BYTES: Final = 4 * torch.int64.itemsize
 
 with warnings.catch_warnings():
     # That a buffer is read-only torch says once per process, to whoever is first. Nothing here writes to such tensors.
@@ -93,10 +94,24 @@ def unpack_block(first: int, value: memoryview, where: str) -> Block:
     Raises:
         CorruptedError: it is damaged.
     """
-    content = unseal(value, f"{where}, the list of the block of chunk {first}")
+    where = f"{where}, the list of the block of chunk {first}"
+    content = unseal(value, where)
+    if len(content) <= _ROWS.size or (len(content) - _ROWS.size) % _ENTRY_BYTES:
+        raise CorruptedError(f"{where} has {len(content)} bytes, which is no number of entries")
+    rows = _ROWS.unpack_from(content)[0]
     with torch.inference_mode(False):
         entries = torch.frombuffer(bytearray(content[_ROWS.size :]), dtype=torch.int64).view(-1, 4)
-    return Block(first, _ROWS.unpack_from(content)[0], entries, int.from_bytes(value[:8], "little"))
+    ids, places, lengths, _ = entries.numpy().T
+    if not (ids[0] >= 0 and ascending(ids) and places[0] >= 0 and ascending(places) and places[-1] < rows):
+        raise CorruptedError(f"{where} is of {rows} rows, and its ids or rows are not in order")
+    if lengths.min() < 1:
+        raise CorruptedError(f"{where} has a chunk without tokens")
+    return Block(first, rows, entries, int.from_bytes(value[:8], "little"))
+
+
+def ascending(numbers: Any) -> bool:
+    """Return whether numbers, numpy's ``[n]``, are in order, each once."""
+    return bool((numbers[1:] > numbers[:-1]).all())
 
 
 def read_vectors(txn: Any, number: int, block: Block, shape: ChunkShape, where: str) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memcore.errors import CorruptedError
-from memcore_lmdb.blocks import read_blocks
+from memcore_lmdb.blocks import ascending, read_blocks
 from memcore_lmdb.format import NAMESPACE, NamespaceRecord, keys_from, name_key
 from memcore_lmdb.namespace import Namespace
 
@@ -38,12 +38,18 @@ class Catalogue:
             return before
         where = f"namespace {name!r}"
         record = NamespaceRecord.unpack(value, where)
+        if record.name != name:
+            raise CorruptedError(f"{where}: it says that it is {record.name!r}")
         known = before.stored if before is not None and before.record.number == record.number else ()
         blocks = read_blocks(txn, record.number, where, known)
         listed = sum(map(len, blocks))
         if listed != record.count:
             raise CorruptedError(f"{where}: {listed} chunks are listed, and {record.count} counted")
         namespace = Namespace(record, blocks)
+        if len(namespace.entries):
+            ids, _, lengths, _ = namespace.entries.numpy().T
+            if not ascending(ids) or ids[-1] >= record.next_id or lengths.max() > record.width:
+                raise CorruptedError(f"{where}: the ids or lengths that are listed are not in order")
         self.put(namespace)
         return namespace
 

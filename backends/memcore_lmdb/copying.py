@@ -113,5 +113,6 @@ def _copy_values(txn: Any, keys: Sequence[bytes], number: int) -> None:
 
 def _delete_unfinished(txn: Any) -> None:
     for key in list(keys_from(txn.cursor(), UNFINISHED)):
-        delete_contents(txn, int.from_bytes(key[1:], "big"))
+        if len(key) == len(number_key(UNFINISHED, 0)):  # or it is none of ours
+            delete_contents(txn, int.from_bytes(key[1:], "big"))
         txn.delete(key)

@@ -10,14 +10,17 @@ import struct
 import sys
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import attrs
 import torch
 from xxhash import xxh3_64_intdigest
 
 from memcore.chunk import ChunkBatch
+from memcore.compression import Compression
 from memcore.errors import BackendError, ChunkShapeError, CorruptedError
+from memcore.files import parse_json
+from memcore.options import structure_options
 
 VERSION: Final = 1
 """Of the format. Raised when a reader of the version before would misread what is written."""
@@ -40,6 +43,9 @@ _NUMBER: Final = struct.Struct(">cQ")
 _ID: Final = struct.Struct(">cQQ")
 _CHECKSUM: Final = struct.Struct("<Q")
 _LENGTH: Final = struct.Struct("<I")
+_LARGEST: Final = (1 << 63) - 1
+_MOST_BYTES: Final = (1 << 32) - 1
+"""Of a value: more LMDB does not take."""
 
 
 def name_key(kind: bytes, name: str) -> bytes:
@@ -63,9 +69,30 @@ def id_key(kind: bytes, number: int, id: int) -> bytes:
 
 
 def split_id_key(key: bytes | memoryview) -> tuple[int, int]:
-    """Return number and id from a key that :func:`id_key` made."""
+    """Return number and id from a key that :func:`id_key` made.
+
+    Raises:
+        CorruptedError: it has another length.
+    """
+    if len(key) != _ID.size:
+        raise CorruptedError(f"there is an entry with the key {bytes(key).hex()}, which is none of memcore's")
     _, number, id = _ID.unpack(key)
     return number, id
+
+
+def unpack_counter(value: bytes | memoryview | None) -> int:
+    """Return the number that the next namespace gets, from what was found under ``COUNTER``.
+
+    Raises:
+        CorruptedError: it is missing or damaged.
+    """
+    what = "the counter of namespaces"
+    if value is None:
+        raise CorruptedError(f"{what} is missing")
+    number = int.from_bytes(unseal(value, what), "little")
+    if not 1 <= number < _LARGEST:
+        raise CorruptedError(f"{what} is {number}, which is none")
+    return number
 
 
 def keys_from(cursor: Any, prefix: bytes) -> Iterator[bytes]:
@@ -112,7 +139,7 @@ def check_header(value: bytes | memoryview | None, where: str) -> None:
     if sys.byteorder != "little":
         raise BackendError(f"{where} holds little-endian numbers, and this machine is big-endian")
     try:
-        header = json.loads(bytes(value)) if value is not None else None
+        header = parse_json(bytes(value)) if value is not None else None
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
@@ -154,7 +181,9 @@ def unpack_named(value: bytes | memoryview, what: str) -> bytes:
         CorruptedError: the checksum does not match; the message begins with ``what``.
     """
     content = unseal(value, what)
-    (length,) = _LENGTH.unpack_from(content)
+    length = _LENGTH.unpack_from(content)[0] if len(content) >= _LENGTH.size else len(content)
+    if _LENGTH.size + length > len(content):
+        raise CorruptedError(f"{what}: its name is longer than all of it")
     return bytes(content[_LENGTH.size + length :])
 
 
@@ -262,7 +291,26 @@ class NamespaceRecord:
         """
         content = unseal(value, what)
         try:
-            fields = json.loads(bytes(content))
-            return cls(**{**fields, "shape": ChunkShape(**fields["shape"])})
-        except (ValueError, TypeError, KeyError) as error:
+            record = structure_options(cls, parse_json(bytes(content)))
+        except ValueError as error:
             raise CorruptedError(f"{what}: it is not described as version {VERSION} of the format wants it") from error
+        if problem := record._problem():
+            raise CorruptedError(f"{what}: it is described as nothing can be: {problem}")
+        return record
+
+    def _problem(self) -> str:
+        """Return what cannot be, so that nothing is computed or reserved by it."""
+        shape = self.shape
+        if not (1 <= self.number < _LARGEST and 0 <= self.count <= self.next_id < _LARGEST and self.tokens >= 0):
+            return f"number {self.number}, {self.count} chunks, {self.tokens} tokens, next id {self.next_id}"
+        if self.compression not in get_args(Compression):
+            return f"compression {self.compression!r}"
+        sizes = (shape.heads, shape.key_size, shape.value_size)
+        if self.width < 1 or min(shape.vectors, shape.size) < 1 or min(sizes) < 0 or max(sizes) > _MOST_BYTES:
+            return f"chunks of {self.width} tokens, {shape}"
+        if not shape.torch_dtype.is_floating_point:
+            return f"keys and values of {shape.dtype}"
+        per_token = torch.int64.itemsize + shape.heads * (shape.key_size + shape.value_size)
+        if max(per_token * self.width, shape.vector_bytes) > _MOST_BYTES:
+            return f"chunks of {self.width} tokens, {shape}, which are larger than a value can be"
+        return ""

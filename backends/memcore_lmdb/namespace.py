@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import attrs
 import torch
@@ -16,6 +16,13 @@ from memcore_lmdb.blocks import ID, LENGTH, Block
 from memcore_lmdb.format import ChunkShape, NamespaceRecord
 from memcore_lmdb.payload import PayloadLayout
 from memcore_lmdb.staging import StagedChunks
+
+
+_PADDED: Final = 1 << 24
+"""Bytes that a chunk may be padded to, whatever it holds."""
+
+_FACTOR: Final = 16
+"""By how much a chunk may be larger than that when it is padded than the longest that is there."""
 
 
 class Namespace:
@@ -36,12 +43,22 @@ class Namespace:
         self.removed: list[int] = []
         self.staged = StagedChunks(record.next_id, record.shape.vectors, record.shape.size)
         self.next_id = record.next_id
-        self.width = record.width
+        self.width = self._believable(record.width)
         self._count = record.count
         self._tokens = record.tokens
         self._ids: Tensor | None = None
         self._entries: Tensor | None = None
         self._ends: Any = None  # numpy's, which looks up a few places in a third of torch's time
+
+    def _believable(self, width: int) -> int:
+        """Return how wide what is fetched is to be: as wide as the longest chunk there ever was, unless it is padding.
+
+        The width is no more than a number in the file, and what it says is reserved for each chunk that is fetched.
+        """
+        if self.layout.size(width) <= _PADDED:
+            return width
+        longest = max((int(block.entries[:, LENGTH].max()) for block in self.stored if len(block)), default=1)
+        return width if self.layout.size(width) <= _FACTOR * self.layout.size(longest) else longest
 
     @classmethod
     def new(cls, name: str, chunks: ChunkBatch, compression: str) -> Self:

@@ -21,7 +21,7 @@ from memcore_lmdb.format import (
     number_key,
     pack_named,
     seal,
-    unseal,
+    unpack_counter,
 )
 from memcore_lmdb.namespace import Namespace
 
@@ -65,7 +65,7 @@ class Overlay:
 
 def take_number(txn: Any) -> int:
     """Return a number that no namespace ever had."""
-    number = int.from_bytes(unseal(txn.get(COUNTER), "the counter of namespaces"), "little")
+    number = unpack_counter(txn.get(COUNTER))
     txn.put(COUNTER, seal((number + 1).to_bytes(8, "little")))
     return number
 

@@ -38,6 +38,9 @@ from memcore_lmdb.page_format import (
 
 _DEEPEST: Final = 32
 
+_LONGEST_KEY: Final = 511
+"""Bytes: longer ones LMDB does not take."""
+
 
 @attrs.frozen
 class _Span:
@@ -77,6 +80,7 @@ class Snapshot:
     _free: bytearray
     _free_is_whole: bool
     _doubtful: list[tuple[int, int]]  # free pages that the tree leads to, and levels from there on
+    _of_values: int  # pages that large values were said to have so far
 
     def __init__(self, path: Path, transaction: int | None = None) -> None:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -173,6 +177,7 @@ class Snapshot:
         self._free = bytearray(pages)
         self._free_is_whole = False
         self._doubtful = []
+        self._of_values = 0
 
     def _page(self, number: int) -> bytes:
         size = self.meta.page_size
@@ -195,6 +200,14 @@ class Snapshot:
             self._say(number, "is named twice")
         self._used[number:end] = b"\1" * pages
         return alone
+
+    def _are_believable(self, number: int, pages: int) -> bool:
+        """Return whether large values may have so many pages more: where all overlap, to read them would never end."""
+        self._of_values += pages
+        if self._of_values > 2 * len(self._used):
+            self._say(number, "has values that other values have the pages of")
+            return False
+        return True
 
     def _walk(self, tree: Tree, *, free: bool = False) -> Iterator[tuple[bytes, Place]]:
         """Yield all entries of a tree, and see that they are in order and as many as they should be."""
@@ -258,7 +271,7 @@ class Snapshot:
             elif flags == LARGE and data + NUMBER.size <= size:
                 (first,) = NUMBER.unpack_from(page, data)
                 pages = (HEADER.size + length - 1) // size + 1
-                if self._exists(first, pages):
+                if self._exists(first, pages) and self._are_believable(number, pages):
                     self._use(first, pages)
                     yield page[at + NODE.size : data], Place(first * size + HEADER.size, length, pages)
             else:
@@ -274,12 +287,14 @@ class Snapshot:
             self._say(number, "does not begin as it should")
             places = self._guessed_places(page)
             lower = upper = HEADER.size + 2 * len(places)
+        room = size
         for at in places:
             if not upper <= at <= size - NODE.size:
                 self._say(number, f"has an entry at byte {at}")
                 continue
             node = NODE.unpack_from(page, at)
-            if at + NODE.size + node[3] > size:
+            room -= NODE.size + node[3]
+            if at + NODE.size + node[3] > size or node[3] > _LONGEST_KEY or room < 0:
                 self._say(number, f"has a damaged entry at byte {at}")
                 continue
             yield at, *node

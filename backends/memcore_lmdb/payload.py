@@ -238,7 +238,7 @@ class PayloadLayout:
             return None
         heads = [_HEAD.unpack_from(value) for value in values]
         fit = sizes == [self._fixed + self._per_token * length for _, _, length in heads]
-        return heads if fit else None
+        return heads if fit and all(length for _, _, length in heads) else None
 
     def _sized(self, tokens: int) -> list[_Sized]:
         """Return what each section of a chunk of so many tokens takes, and last what its embeddings do."""

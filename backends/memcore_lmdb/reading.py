@@ -66,6 +66,9 @@ def _read_payloads(
         for id, payload in zip(ids, payloads, strict=True):
             if id in due or heads is None:
                 raise_damaged(name, id, layout.problem(payload))
+    for id, (_, _, length) in zip(ids, heads or (), strict=False):
+        if length > namespace.width:
+            raise_damaged(name, id, f"its payload is of {length} tokens, and none has more than {namespace.width}")
     return heads, payloads
 
 

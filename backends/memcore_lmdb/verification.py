@@ -25,9 +25,9 @@ from memcore_lmdb.format import (
     check_header,
     name_key,
     split_id_key,
+    unpack_counter,
     unpack_name,
     unpack_named,
-    unseal,
 )
 from memcore_lmdb.page_format import Place
 from memcore_lmdb.pages import Snapshot
@@ -98,6 +98,7 @@ class Inspection:
         for key in self._keys(BLOCK):
             self._read_block(key)
         for number, held in self.namespaces.items():
+            self._look_at_order(number, held)
             listed = len(self._waiting[number])
             if listed != held.record.count:
                 self._report(number, None, f"{listed} chunks are listed, and {held.record.count} counted")
@@ -135,6 +136,10 @@ class Inspection:
         except MemcoreError as error:
             self._add(str(error))
             return
+        if record.number in self.namespaces:
+            other = self.namespaces[record.number].record.name
+            self._add(f"namespace {record.name!r}: it has the number of namespace {other!r}")
+            return
         if name_key(NAMESPACE, record.name) != key:
             self._add(f"namespace {record.name!r}: its key is damaged, so it is not found under its name")
         self.namespaces[record.number] = SoundNamespace(record)
@@ -154,13 +159,27 @@ class Inspection:
         self._vectors_missing.add((number, first))
         self._waiting[number].update(zip(block.entries[:, ID].tolist(), block.entries[:, LENGTH].tolist(), strict=True))
 
+    def _look_at_order(self, number: int, held: SoundNamespace) -> None:
+        """Give up blocks whose ids or lengths cannot be those of the namespace."""
+        last = -1
+        for first, block in sorted(held.blocks.items()):
+            ids, lengths = block.entries[:, ID].tolist(), block.entries[:, LENGTH].tolist()
+            if last < ids[0] and ids[-1] < held.record.next_id and max(lengths) <= held.record.width:
+                last = ids[-1]
+                continue
+            self._report(number, None, f"the ids or lengths in the list of the block of chunk {first} are not in order")
+            del held.blocks[first]
+            self._vectors_missing.discard((number, first))
+            for id in ids:
+                self._waiting[number].pop(id, None)
+
     def _look_at(self, key: bytes, place: Place) -> None:
         kind = key[:1]
         try:
             if key == HEADER:
                 check_header(self._value(key), "the file")
             elif key == COUNTER:
-                unseal(self._value(key), "the counter of namespaces")
+                unpack_counter(self._value(key))
             elif kind == RECORD:
                 self._look_at_record(key)
             elif kind in (VECTORS, PAYLOAD):
