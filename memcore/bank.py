@@ -426,7 +426,7 @@ class MemoryBank:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError("the memory bank was closed")
+            raise ClosedError("the memory was closed, as memcore.unwrap(model) does; wrap the model again")
 
     def _check_writable(self, namespace: str) -> None:
         self._check_open()

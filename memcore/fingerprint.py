@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from memcore.errors import UnsupportedInputError
+from memcore.options import describe
 from memcore.pretrained import CONFIG_FIELD
 
 if TYPE_CHECKING:
@@ -47,7 +49,15 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hexadecimal digits that tell this tokenizer from others that would cut or number a text differently."""
+    """Return 16 hexadecimal digits that tell this tokenizer from others that would cut or number a text differently.
+
+    Raises:
+        UnsupportedInputError: it is no tokenizer.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        raise UnsupportedInputError(
+            f"expected the tokenizer that AutoTokenizer.from_pretrained(name) loads, got {describe(tokenizer)}"
+        )
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         description = json.dumps(sorted(tokenizer.get_vocab().items()))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memcore.cache_argument import cache_argument
 from memcore.errors import UnsupportedInputError, UnsupportedModelError
+from memcore.model_source import check_device, check_dtype, check_source
 from memcore.transfer import input_device
 
 if TYPE_CHECKING:
@@ -36,16 +37,24 @@ def load_model(name: str, *, device: str = "", dtype: str = "auto") -> tuple[Pre
 
     Raises:
         UnsupportedModelError: it cannot be loaded, or is no decoder.
+        ConfigError: there is no such device or dtype.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_source(name)
+    check_dtype(dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    what = f"the tokenizer of {name!r}"
+    # OSError: no such hub id, or no file in the folder. ValueError: no decoder, or a name that cannot be one.
+    # RuntimeError: weights of other shapes.
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+        what = f"{name!r} as a decoder"
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
-    # OSError: no such folder or hub id. ValueError: no decoder, or a name that cannot be one. RuntimeError: no device.
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnsupportedModelError(f"cannot load {name!r} as a decoder: {error}") from error
+        raise UnsupportedModelError(f"cannot load {what}: {' '.join(str(error).split())}") from error
+    return model.to(device).eval(), tokenizer
 
 
 @attrs.frozen(kw_only=True)

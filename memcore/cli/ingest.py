@@ -23,6 +23,7 @@ from memcore.cli.settings import (
     memory_config,
 )
 from memcore.errors import UnsupportedInputError
+from memcore.files import read_text
 
 
 def ingest(
@@ -78,10 +79,7 @@ def _joined(files: Iterable[Path]) -> str:
     """Return the texts as one, so that reading them can be interrupted and gone on with anywhere."""
     texts = []
     for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8").rstrip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnsupportedInputError(f"cannot read '{file}' as UTF-8 text: {error}; nothing was read") from error
+        texts.append(read_text(file).rstrip())
         if not texts[-1]:
-            raise UnsupportedInputError(f"{file} has no text in it; nothing was read")
+            raise UnsupportedInputError(f"{file} has no text in it")
     return "\n\n".join(texts)

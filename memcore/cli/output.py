@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from memcore.errors import MemcoreWarning
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -26,6 +29,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def print_json(value: object) -> None:
     """Print a value as JSON, for other programs to read."""
     print(json.dumps(value, indent=2))  # noqa: T201
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Show memcore's warnings as a command line has them, without the line of code that they came from."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **named: Any) -> None:
+            if issubclass(category, MemcoreWarning):
+                notes.print(f"warning: {message}", style="yellow", soft_wrap=True)
+            else:
+                others(message, category, *where, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def quiet_transformers() -> None:
