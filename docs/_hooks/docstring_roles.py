@@ -19,7 +19,9 @@ class Roles(griffe.Extension):
             return
         text = ROLE.sub(lambda role: _link(obj, short=bool(role[1]), name=role[2]), obj.docstring.value)
         # A block of code after a paragraph is told by its indentation alone.
-        obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+        text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+        # griffe knows the section by its other name.
+        obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
 
 
 def _link(obj: griffe.Object, *, short: bool, name: str) -> str:
