@@ -134,7 +134,17 @@ def _known(memory: MemoryConfig, tokens: int, as_json: bool) -> None:
         print_json({"tokens": tokens, "models": rows})
         return
     amount = show_tokens(tokens)
-    table = Table("model", "weights", "layers", "a token", f"{amount} tokens", "in int8", "full attention", box=None)
+    table = Table(
+        "model",
+        "weights",
+        "layers",
+        "a token",
+        f"{amount} tokens",
+        "in int8",
+        "full attention",
+        box=None,
+        pad_edge=False,
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -211,7 +221,7 @@ def _print(name: str, source: str, shape: ModelShape, plans: list[Plan], budgets
         amount = show_tokens(each.costs.tokens)
         if each.fits:
             console.print(f"# {amount} tokens: {each.reason}", soft_wrap=True)
-            for line in each.advice:
+            for line in (*_needs(each.config.backend), *each.advice):
                 console.print(f"# {line}", soft_wrap=True)
             console.print(to_toml(each.config), end="", soft_wrap=True)
         else:
@@ -219,6 +229,14 @@ def _print(name: str, source: str, shape: ModelShape, plans: list[Plan], budgets
             console.print(f"{amount} tokens do not fit ({where}).", style="bold red", soft_wrap=True)
             for line in each.advice:
                 console.print(f"- {line}", soft_wrap=True)
+
+
+def _needs(backend: str) -> list[str]:
+    """Return what has to be installed for a backend, if anything has."""
+    from memcore.plugins import registry
+
+    install = registry().components("backends")[backend].component.install
+    return [f"needs: pip install {install!r}"] if install else []
 
 
 _Rows = list[tuple[str, list[str]]]
@@ -242,7 +260,7 @@ def _sections(plans: list[Plan], budgets: Budgets) -> list[tuple[str, _Rows]]:
                 row("keys, values, tokens", lambda each: each.costs.bank.payload),
                 row("search vectors", lambda each: each.costs.bank.vectors),
                 row("index and bookkeeping", lambda each: each.costs.bank.index + each.costs.bookkeeping),
-                row("a token of it", lambda each: each.costs.per_token),
+                row("a token in it", lambda each: each.costs.per_token),
                 row("full attention's cache instead", lambda each: each.costs.full_cache),
             ],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,6 @@ from memcore.attention_shape import AttentionShape
 from memcore.config import MemoryConfig
 from memcore.errors import ConfigError, MemcoreWarning, UnsupportedModelError
 from memcore.memory_layer import MemoryLayer
-from memcore.options import nearest
 from memcore.planning.architectures import ARCHITECTURES
 from memcore.plugins import registry
 
@@ -122,10 +122,12 @@ def find_config(name: str) -> tuple[PreTrainedConfig, str]:
     # OSError: no such folder or hub id, or no network. ValueError: a model type that transformers does not know.
     # KeyError, TypeError, AttributeError: a file that is no configuration.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0].rstrip(".:")
+        like = difflib.get_close_matches(name.rpartition("/")[2].lower(), ARCHITECTURES, n=1)
         raise UnsupportedModelError(
-            f"cannot read the configuration of {name!r}{nearest(name, ARCHITECTURES)}: {first_line} Give a folder or a "
-            f"config.json, a hub id, or one of {', '.join(ARCHITECTURES)}"
+            f"cannot read the configuration of {name!r}: {first_line}. Give a folder or a config.json, a hub id that "
+            f"can be reached, or {f'{like[0]!r}, or another' if like else 'one'} of the names whose shapes are known: "
+            f"{', '.join(ARCHITECTURES)}"
         ) from error
     return config, f"its config.json ({name})"
 

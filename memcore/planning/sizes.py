@@ -1,6 +1,6 @@
 """Amounts as people write them: ``128k`` tokens, ``24GiB``.
 
-As everywhere in memcore ``k``, ``M`` and ``G`` are powers of 1,000; ``Ki``, ``Mi`` and ``Gi`` are powers of 1,024.
+``k``, ``M`` and ``G`` are powers of 1,000, as in the documentation; ``Ki``, ``Mi`` and ``Gi`` are powers of 1,024.
 """
 
 from __future__ import annotations
