@@ -6,7 +6,7 @@ import functools
 import re
 from typing import Any
 
-import mermaidx
+import mermaidx  # type: ignore[import-untyped]
 from mkdocs.config.defaults import MkDocsConfig
 
 

@@ -35,5 +35,5 @@ def _path(obj: griffe.Object, name: str) -> str:
     while scope is not None and not name.startswith("memcore."):
         if name.partition(".")[0] in scope.members:
             return f"{scope.path}.{name}"
-        scope = scope.parent  # type: ignore[assignment]
+        scope = scope.parent
     return name

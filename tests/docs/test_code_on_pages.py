@@ -18,8 +18,9 @@ import contextlib
 import doctest
 import io
 import json
+import logging
 import re
-import sys
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -40,8 +41,10 @@ TEXTS: Final = ("novel.txt", "emma.txt", "reference.txt", "a_very_long_text.txt"
 
 ELSEWHERE: Final = {
     "docs/add-a-family.md": "tests/adapters/test_family_table.py",
+    "docs/costs.md": "tests/memcore/test_cli_plan.py",
     "docs/evaluation.md": "tests/memcore/test_eval_page.py",
     "docs/memlong.md": "tests/end_to_end/test_pages.py",
+    "docs/observability.md": "tests/end_to_end/test_observability_page.py",
     "docs/plugins.md": "tests/end_to_end/test_pages.py",
     "docs/training.md": "tests/memcore/test_training_page.py",
     "docs/write-a-backend.md": "tests/end_to_end/test_pages.py",
@@ -71,6 +74,18 @@ def world(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """What pages do to the process is undone: loggers that they set up, plugins that they register."""
+    loggers = [logging.getLogger(), logging.getLogger("memcore")]
+    before = [(each.level, each.propagate, [*each.handlers]) for each in loggers]
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+    for each, (each.level, each.propagate, each.handlers) in zip(loggers, before, strict=True):
+        each.setLevel(each.level)  # forgets what was cached of the other one
+
+
 def wrapped(tiny: str) -> dict[str, Any]:
     """Names of a page that begins with a model that has a memory and a prompt longer than its window."""
     model, tokenizer = load_model(tiny, device="cpu")
@@ -86,15 +101,21 @@ def plain(tiny: str) -> dict[str, Any]:
 
 def plain_with_sqlite(tiny: str) -> dict[str, Any]:
     """Names of a page that begins with a model and, installed, the plugin that it is about."""
-    if "memcore_sqlite" not in sys.modules:
-        registry().register(import_module("memcore_sqlite.plugin"), "sqlite")
+    registry().register(import_module("memcore_sqlite.plugin"), "sqlite")
     return plain(tiny)
+
+
+def with_a_memory(tiny: str) -> dict[str, Any]:
+    """Names of a page that begins where a text was read into a memory on disk."""
+    check_command(shlex.split("memcore ingest MODEL --session book --path memory --file novel.txt"))
+    return {}
 
 
 GIVEN: Final[dict[str, Callable[[str], dict[str, Any]]]] = {
     "docs/trace.md": wrapped,
     "docs/backends.md": plain,
     "docs/faiss.md": plain,
+    "docs/observability.md": with_a_memory,
     "examples/memcore-metrics/README.md": plain,
     "examples/memcore-sqlite/README.md": plain_with_sqlite,
 }
@@ -158,7 +179,7 @@ class Reader:
         self.printed = "".join(check_command(words, SAID) for words in commands(block))
 
     def _data(self, block: Block) -> None:
-        readers = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}
+        readers: dict[str, Callable[[str], Any]] = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}
         readers[block.language](block.text)
         if file := re.match(r"# ([\w.-]+\.\w+)", block.text):
             Path(file[1]).write_text(block.text, encoding="utf-8")
@@ -177,13 +198,13 @@ def unwrapped() -> Iterator[list[Any]]:
 RUN = [page for page in PAGES if name(page) not in ELSEWHERE and blocks(page)]
 
 
-@pytest.mark.usefixtures("world")
+@pytest.mark.usefixtures("world", "undone")
 @pytest.mark.parametrize(
     "page", [pytest.param(p, id=name(p), marks=[pytest.mark.slow] if name(p) in SLOW else []) for p in RUN]
 )
 def test_the_code_on_the_page_runs(page: Path, tiny_folder: str, unwrapped: list[Any]) -> None:
-    names = GIVEN.get(name(page), lambda tiny: {})(tiny_folder)
-    reader = Reader({"__name__": "page", **names})
+    given = GIVEN.get(name(page))
+    reader = Reader({"__name__": "page", **(given(tiny_folder) if given else {})})
     try:
         for block in blocks(page):
             reader.do(block)
