@@ -12,7 +12,8 @@ VENV := .venv
 LOCK := requirements-dev.txt
 CONSTRAINTS = $(VENV)/constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS) \
+# What is not imported need not be compiled, which takes longer than to unpack it.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c $(CONSTRAINTS) \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks docs/_hooks)
 
@@ -56,21 +57,32 @@ soak: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## mixed calls on every backend for 
 # The wheel with GPU support is the same package as faiss-cpu, so it needs a virtual environment of its own. It runs on
 # the CPU where there is no GPU; the tests that need one are skipped.
 test-faiss-gpu: BIN := .venv-faiss-gpu/bin
-test-faiss-gpu: ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
-	@$(MAKE) --no-print-directory VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
+test-faiss-gpu: environment-faiss-gpu ## test the faiss backend with the faiss-gpu wheel, which brings 700 MB of CUDA libraries
 	@$(PYTEST) tests/backends/test_faiss.py tests/backends/test_faiss_indexes.py $(ARGS)
 
 test-oldest: BIN := .venv-oldest/bin
-test-oldest: ## test with the oldest releases that pyproject.toml allows, in a virtual environment of its own
-	@$(MAKE) --no-print-directory VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
-	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-oldest
+test-oldest: environment-oldest ## test with the oldest releases that pyproject.toml allows, in a virtual environment of its own
 	@$(PYTEST) $(VERSION_TESTS) $(ARGS)
 
 # Which releases are the newest is found out each time.
 test-newest: BIN := .venv-newest/bin
-test-newest: ## test with the newest releases that pyproject.toml allows, in a virtual environment of its own
-	@$(MAKE) --no-print-directory VENV=.venv-newest CONSTRAINTS=.venv-newest/torch.txt .venv-newest/.has-the-newest
+test-newest: environment-newest ## test with the newest releases that pyproject.toml allows, in a virtual environment of its own
 	@$(PYTEST) $(VERSION_TESTS) $(ARGS)
+
+.PHONY: environment environments environment-faiss-gpu environment-oldest environment-newest
+environment: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## make .venv and run nothing
+
+environments: environment-faiss-gpu environment-oldest environment-newest
+
+environment-faiss-gpu:
+	@$(MAKE) --no-print-directory -s VENV=.venv-faiss-gpu .venv-faiss-gpu/.has-faiss-gpu-testing
+
+environment-oldest:
+	@$(MAKE) --no-print-directory -s VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
+	  INPUTS="pyproject.toml constraints-oldest.txt" .venv-oldest/.has-oldest
+
+environment-newest:
+	@$(MAKE) --no-print-directory -s VENV=.venv-newest CONSTRAINTS=.venv-newest/torch.txt .venv-newest/.has-the-newest
 
 families: $(VENV)/.has-dev ## run the oracles on every model family and write the tables of docs/families.md
 	@$(BIN)/python -m pytest -m "slow or not slow" --family-table tests/adapters/test_oracles.py \
@@ -88,7 +100,7 @@ docs-serve: $(VENV)/.has-dev ## the site on this machine, built anew at each cha
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload $(ARGS)
 
 docs-code: $(VENV)/.has-dev $(VENV)/.has-demo ## run all code of all pages
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/docs $(ARGS)
+	@$(PYTEST) -m "slow or not slow" tests/docs $(ARGS)
 
 docs-links: docs ## ask the network whether links to other sites work
 	@$(MAKE) --no-print-directory VENV=.venv-links INPUTS= .venv-links/.has-linkchecker
@@ -101,15 +113,28 @@ format: $(VENV)/.has-dev ## sort imports, fix what ruff can fix, format
 # uv finds one set of releases for all platforms and for every Python from 3.11 on, and keeps to what is there unless it
 # must change or is told to.
 lock: ## pin what development uses in requirements-dev.txt; ARGS="--upgrade" or "--upgrade-package NAME" take newer ones
-	@$(MAKE) --no-print-directory VENV=.venv-lock INPUTS= .venv-lock/.has-lock
+	@$(MAKE) --no-print-directory -s VENV=.venv-lock INPUTS= .venv-lock/.has-lock
 	@.venv-lock/bin/uv --no-config pip compile pyproject.toml --extra dev --extra demo --extra hnswlib -q \
 	  --universal --python-version 3.11 --generate-hashes --default-index https://pypi.org/simple \
 	  --custom-compile-command "make lock" --output-file $(LOCK) $(ARGS) >/dev/null
 
 sbom: ## write sbom.json, a CycloneDX bill of materials of what development uses
-	@$(MAKE) --no-print-directory VENV=.venv-lock INPUTS= .venv-lock/.has-lock
+	@$(MAKE) --no-print-directory -s VENV=.venv-lock INPUTS= .venv-lock/.has-lock
 	@.venv-lock/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
 	  -o sbom.json $(LOCK)
+
+dist: ## build the sdist and the wheel in dist/, and check what is in them
+	@$(MAKE) --no-print-directory VENV=.venv-dist INPUTS= .venv-dist/.has-dist
+	@rm -rf dist build
+	@.venv-dist/bin/python -m build --outdir dist . >/dev/null
+	@.venv-dist/bin/twine check --strict dist/*
+	@.venv-dist/bin/check-wheel-contents dist/*.whl
+
+# From a folder of its own, so that what is imported is what was installed.
+test-wheel: dist ## install the wheel of dist/ in a virtual environment of its own and run the demo from it
+	@rm -rf .venv-wheel
+	@$(MAKE) --no-print-directory VENV=.venv-wheel .venv-wheel/.has-wheel
+	@cd dist && ../.venv-wheel/bin/memcore doctor && ../.venv-wheel/bin/memcore demo --tokens $(or $(TOKENS),6000)
 
 bench-backends: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## each backend against its raw library and brute force
 	@$(BIN)/python benchmarks/backends.py $(ARGS)
@@ -188,6 +213,15 @@ $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 
 .venv-lock/.has-lock: .venv-lock/.made
 	@$(PIP) uv==0.13.9 cyclonedx-bom==7.5.0
+	@touch $@
+
+.venv-dist/.has-dist: .venv-dist/.made
+	@$(PIP) build==1.6.1 twine check-wheel-contents
+	@touch $@
+
+.venv-wheel/.has-wheel: .venv-wheel/.made
+	@echo "Installing the wheel with its demo and lmdb extras ..."
+	@$(PIP) "$$(ls dist/*.whl)[demo,lmdb]"
 	@touch $@
 
 .venv-oldest/.has-oldest: .venv-oldest/.made
