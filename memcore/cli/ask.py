@@ -86,7 +86,7 @@ def ask(
     answer_to, reported = (
         _from_session(loaded, tokenizer, session)
         if session
-        else _from_text(loaded, tokenizer, text, "" if file is None else Path(file.name).name)
+        else _from_text(loaded, tokenizer, text, "" if file is None else Path(_name(file)).name)
     )
     exchanges: list[Exchange] = []
     answers: list[dict[str, Any]] = []
@@ -147,13 +147,17 @@ def _watched(
     return answer, watch.exchange(question, answer)
 
 
+def _name(file: typer.FileText) -> str:
+    return str(getattr(file, "name", "standard input"))
+
+
 def _text(file: typer.FileText) -> str:
     try:
         text = file.read()
     except UnicodeDecodeError as error:
-        raise UnsupportedInputError(f"cannot read {not_utf8(file.name, error)}") from error
+        raise UnsupportedInputError(f"cannot read {not_utf8(_name(file), error)}") from error
     if not text.strip():
-        raise UnsupportedInputError(f"{file.name} has no text in it")
+        raise UnsupportedInputError(f"{_name(file)} has no text in it")
     return text
 
 

@@ -28,7 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def print_json(value: object) -> None:
     """Print a value as JSON, for other programs to read."""
-    print(json.dumps(value, indent=2))  # noqa: T201
+    print(json.dumps(value, indent=2), flush=True)  # noqa: T201
 
 
 @contextmanager
