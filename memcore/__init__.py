@@ -47,6 +47,7 @@ from memcore.errors import (
 
 if TYPE_CHECKING:
     from memcore.adapter import AutoAdapter, ModelAdapter, unwrap, wrap
+    from memcore.attention_shape import AttentionShape
     from memcore.backend import Damage, MemoryBackend, PersistentBackend
     from memcore.bank import MemoryBank
     from memcore.bank_hooks import Holdings
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from memcore.config import MemoryConfig
     from memcore.embedder import ChunkEmbedder
     from memcore.eviction import ChunkUsage, EvictionPolicy
+    from memcore.footprint import Footprint
     from memcore.hookspecs import Component, hookimpl
     from memcore.pretrained import from_pretrained
     from memcore.session import Session
@@ -68,6 +70,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, unless 
 
 _HOMES = {  # where the names that cost an import of torch or of the configuration machinery live
     "memcore.adapter": ("AutoAdapter", "ModelAdapter", "unwrap", "wrap"),
+    "memcore.attention_shape": ("AttentionShape",),
     "memcore.backend": ("Damage", "MemoryBackend", "PersistentBackend"),
     "memcore.bank": ("MemoryBank",),
     "memcore.bank_hooks": ("Holdings",),
@@ -77,6 +80,7 @@ _HOMES = {  # where the names that cost an import of torch or of the configurati
     "memcore.config": ("MemoryConfig",),
     "memcore.embedder": ("ChunkEmbedder",),
     "memcore.eviction": ("ChunkUsage", "EvictionPolicy"),
+    "memcore.footprint": ("Footprint",),
     "memcore.hookspecs": ("Component", "hookimpl"),
     "memcore.pretrained": ("from_pretrained",),
     "memcore.session": ("Session",),
@@ -87,6 +91,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AlreadyWrappedError",
+    "AttentionShape",
     "AutoAdapter",
     "BackendError",
     "Chat",
@@ -101,6 +106,7 @@ __all__ = [
     "Damage",
     "EvaluationError",
     "EvictionPolicy",
+    "Footprint",
     "Holdings",
     "MemcoreError",
     "MemcoreWarning",

@@ -270,6 +270,17 @@ def _bank(shape: ModelShape, config: MemoryConfig, chunks: int, batch: int) -> F
     return Footprint(**{name: sum(each[place] for each in found) for place, name in enumerate(names)})
 
 
+def _compared(config: MemoryConfig, chunks: int) -> int:
+    """Return how many candidates are compared by exact scores; none where all of them come back anyway."""
+    candidates = min(config.candidates or 0, chunks)
+    return candidates if candidates > config.chunks else 0
+
+
+def _searches(config: MemoryConfig, chunks: int) -> bool:
+    """Return whether candidates have to be found; else there are so few chunks that all of them are."""
+    return chunks > max(config.chunks, config.candidates or 0)
+
+
 def _queries(attention: AttentionShape, shape: ModelShape, config: MemoryConfig) -> tuple[int, int]:
     """Return how many search vectors a layer asks with, and how many numbers each has."""
     asked = torch.zeros(attention.queries, config.query_tokens, attention.key_size)
@@ -282,17 +293,15 @@ def _queries(attention: AttentionShape, shape: ModelShape, config: MemoryConfig)
 
 def _step(shape: ModelShape, config: MemoryConfig, chunks: int, batch: int) -> StepBytes:
     size, width = shape.dtype.itemsize, config.chunk_size
-    back = min(config.chunks, chunks)
-    candidates = 0 if config.candidates is None else min(config.candidates, chunks)
-    queries = read = keys = 0
+    back, compared = min(config.chunks, chunks), _compared(config, chunks)
+    queries = keys = 0
     for attention, layers in _by_attention(shape.remembering).items():
-        if chunks > max(back, candidates):  # else all of them are looked at without a search
+        if _searches(config, chunks):
             count, numbers = _queries(attention, shape, config)
             queries += layers * count * numbers * _FLOAT32
-        keys += layers * candidates * width * attention.heads * attention.key_size * size
-    fetched = max(back, candidates)
+        keys += layers * compared * width * attention.heads * attention.key_size * size
     bank = _bank(shape, config, 1, 1)
-    read = fetched * (bank.payload + bank.vectors)
+    read = max(back, compared) * (bank.payload + bank.vectors)
     chosen = sum(back * width * layer.attention.numbers * size for layer in shape.reading)
     return StepBytes(queries=batch * queries, read=batch * read, keys=batch * keys, chosen=batch * chosen)
 
@@ -308,9 +317,9 @@ def _operations(shape: ModelShape, config: MemoryConfig, tokens: int, chunks: in
     for attention, layers in _by_attention(shape.remembering).items():
         count, numbers = _queries(attention, shape, config)
         vectors = _like(attention, shape, config).embeddings.shape[1]
-        search += layers * 2 * count * numbers * vectors * chunks
-        candidates = min(config.candidates or 0, chunks) * config.chunk_size
-        rerank += layers * 2 * attention.queries * config.query_tokens * attention.key_size * candidates
+        search += layers * 2 * count * numbers * vectors * chunks * _searches(config, chunks)
+        compared = _compared(config, chunks) * config.chunk_size
+        rerank += layers * 2 * attention.queries * config.query_tokens * attention.key_size * compared
     return Operations(
         weights=2.0 * shape.parameters,
         full=float(sum(of_a_key(layer) * tokens for layer in shape.full) + sliding),

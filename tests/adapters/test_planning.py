@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from tiny_models import FAMILIES, random_tokens, tiny_config, tiny_model
@@ -12,7 +13,8 @@ from tiny_models import FAMILIES, random_tokens, tiny_config, tiny_model
 import memcore
 import memcore.prefix
 import memcore.retriever
-from memcore import MemoryConfig
+from memcore import ChunkBatch, MemoryConfig, SearchResult
+from memcore.exact_backend import ExactBackend
 from memcore.memory_layer import MemoryLayer
 from memcore.planning.costs import costs_of
 from memcore.planning.model_shape import model_shape
@@ -136,19 +138,35 @@ def test_a_capacity_bounds_what_was_planned() -> None:
     assert model.memory.bank.backend.nbytes() <= costs.bank.payload + costs.bank.vectors
 
 
-def test_what_moves_to_the_model_is_what_was_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = 0
+@pytest.mark.parametrize("rerank", [0, 1, 3, None])
+def test_what_moves_for_a_choice_of_chunks_is_what_was_planned(
+    monkeypatch: pytest.MonkeyPatch, rerank: int | None
+) -> None:
+    config = MemoryConfig(**{**SMALL.to_dict(), "rerank": rerank})
+    model, cache = read("llama", config, tokens=117)  # so that nothing leaves the window for some steps
+    moved = {"queries": 0, "read": 0, "to_model": 0}
+    fetch, retrieve = ExactBackend.fetch, ExactBackend.retrieve
 
-    def counted(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        nonlocal moved
-        moved += tensor.nbytes
+    def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        moved["to_model"] += tensor.nbytes
         return tensor
 
-    model, cache = read("llama", SMALL, tokens=117)  # so that nothing leaves the window for some steps
+    def fetched(self: ExactBackend, namespace: str, ids: torch.Tensor) -> ChunkBatch:
+        found = fetch(self, namespace, ids)
+        moved["read"] += nbytes(*attrs.asdict(found, recurse=False).values())
+        return found
+
+    def retrieved(self: ExactBackend, namespace: str, queries: torch.Tensor, top_k: int) -> SearchResult:
+        moved["queries"] += queries.nbytes
+        return retrieve(self, namespace, queries, top_k)
+
     for module in (memcore.retriever, memcore.prefix):
-        monkeypatch.setattr(module, "to_device", counted)
+        monkeypatch.setattr(module, "to_device", to_device)
+    monkeypatch.setattr(ExactBackend, "fetch", fetched)
+    monkeypatch.setattr(ExactBackend, "retrieve", retrieved)
     with torch.no_grad():
         for _ in range(2 * SMALL.retrieve_every):
             model(random_tokens(BATCH, 1, seed=2), past_key_values=cache)
-    step = planned("llama", SMALL, tokens=117).step
-    assert moved == 2 * step.to_model > 0
+    step = planned("llama", config, tokens=117).step
+    assert moved == {"queries": 2 * step.queries, "read": 2 * step.read, "to_model": 2 * step.to_model}
+    assert (step.queries == 0) == (rerank is None), "where all chunks are candidates nothing is searched"
