@@ -42,7 +42,7 @@ def check_command(words: list[str], said: str = "") -> str:
     while assigned := re.fullmatch(r"([A-Z_]+)=(.*)", words[0]):
         env[assigned[1]] = assigned[2]
         words = words[1:]
-    program, *arguments = words
+    program, arguments = Path(words[0]).name, words[1:]
     if program == "memcore":
         result = run(*arguments, stdin=said, env=env)
         assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}\n{result.exception!r}"
