@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -57,5 +58,6 @@ def serve(app: Guard, listener: socket.socket, *, begun: Callable[[uvicorn.Serve
     )
     server = uvicorn.Server(config)
     begun(server)
-    with listener:
+    # uvicorn ends in order and then raises what it was ended by.
+    with listener, contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])

@@ -10,20 +10,28 @@
     return `${written}, ${percent(token.memory)} from memory`;
   }
 
-  function bars(token) {
+  function spread(token) {
     const parts = [
-      ["memory", token.memory],
-      ["first tokens", token.sinks],
-      ["window", token.window],
+      ["memory", "memory", token.memory],
+      ["first-tokens", "first tokens", token.sinks],
+      ["in-window", "window", token.window],
     ];
-    const drawn = element("div", { className: "spread", ariaHidden: "true" });
-    for (const [name, share] of parts) {
-      const part = element("span", { className: name.replace(" ", "-") });
+    const bar = element("div", { className: "spread", ariaHidden: "true" });
+    const words = element("p", { className: "shares" });
+    for (const [kind, name, share] of parts) {
+      const part = element("span", { className: `swatch ${kind}` });
       part.style.flexGrow = share;
-      drawn.append(part);
+      bar.append(part);
+      words.append(element("span", {}, element("span", { className: `swatch ${kind}` }), `${name} ${percent(share)}`));
     }
-    const words = parts.map(([name, share]) => `${name} ${percent(share)}`).join(", ");
-    return [drawn, element("p", { className: "shares", textContent: `Attention: ${words}` })];
+    return [bar, words];
+  }
+
+  // What stands on a token's button: what cannot be seen is named.
+  function face(token) {
+    if (token.text.trim()) return token.text;
+    if (token.text.includes("\n")) return "↵";
+    return token.text || (token.token.startsWith("<") ? token.token : "…");
   }
 
   // One answer. Its tokens are buttons; Tab comes to one of them, and arrows move among them.
@@ -49,10 +57,10 @@
     }
 
     add(token) {
-      const shown = token.text || (token.token.startsWith("<") ? token.token : "…");
+      const shown = face(token);
       const button = element("button", {
         type: "button",
-        className: token.text ? "token" : "token special",
+        className: shown === token.text ? "token" : "token special",
         textContent: shown,
         ariaLabel: label(token),
         ariaPressed: "false",
@@ -105,7 +113,7 @@
         return text;
       });
       const written = token.text.trim() || token.token;
-      const clear = element("button", { type: "button", textContent: "Back to counters" });
+      const clear = element("button", { type: "button", textContent: "Back to the counters" });
       clear.addEventListener("click", () => {
         memcore.exchanges.unchoose();
         memcore.strip.light(null);
@@ -113,7 +121,7 @@
       });
       this.read.replaceChildren(
         element("h5", { textContent: `“${written}”, token ${count(token.position)}` }),
-        ...bars(token),
+        ...spread(token),
         listed.length ? list : element("p", { textContent: "It was written from the window alone." }),
         element("p", { className: "note", textContent: rest > 0.0005 ? `Further passages: ${percent(rest)}` : "" }),
         clear,

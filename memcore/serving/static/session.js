@@ -17,7 +17,7 @@
       ["Evicted", count(gone)],
       ["Size", `${(session.bytes / MEBI).toFixed(1)} MiB`],
       ["Window", `${count(session.config.window)} tokens, and the first ${count(session.config.sinks)}`],
-      ["Model", session.model || "not named"],
+      ["Model", session.model.replace(/^\/.*\//, "") || "not named"],
       ["Changed", session.changed.slice(0, 16).replace("T", " ")],
     ];
     if (session.unfinished) {
@@ -35,8 +35,8 @@
           "tr",
           {},
           element("th", { scope: "row", textContent: layer.layer }),
-          ...[layer.chunks, layer.stored - layer.chunks, layer.retrievals].map((n) => element("td", { textContent: count(n) })),
-          element("td", { textContent: (layer.bytes / MEBI).toFixed(1) }),
+          ...[layer.chunks, layer.stored - layer.chunks, layer.retrievals].map((n) => element("td", { className: "number", textContent: count(n) })),
+          element("td", { className: "number", textContent: (layer.bytes / MEBI).toFixed(1) }),
         ),
       ),
     );
@@ -56,7 +56,7 @@
           "tr",
           {},
           element("th", { scope: "row", textContent: low === high ? count(low) : `${count(low)} to ${count(high)}` }),
-          element("td", { textContent: count(n ?? 0) }),
+          element("td", { className: "number", textContent: count(n ?? 0) }),
           element("td", { className: "bars", ariaHidden: "true" }, bar),
         );
       }),
@@ -79,7 +79,7 @@
           "tr",
           {},
           element("td", {}, button),
-          element("td", { textContent: count(times) }),
+          element("td", { className: "number", textContent: count(times) }),
           element("td", { className: "quoted", textContent: texts[place][0].trim() }),
         );
       }),

@@ -1,0 +1,127 @@
+"""``memcore serve`` and ``memcore inspect`` as they are used, and reports from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runner import run
+
+pytest.importorskip("lmdb", reason="lmdb is not installed")
+
+CONFIG = ("--window", "64", "--set", "chunk_size=8")
+
+
+@pytest.fixture(scope="module")
+def memory(tiny_folder: str, tmp_path_factory: Any) -> Path:
+    """A memory with the sessions ``book`` and ``other``."""
+    folder: Path = tmp_path_factory.mktemp("serving")
+    (folder / "book.txt").write_text("w7 w3 w9 " * 60)
+    for session in ("book", "other"):
+        result = run("ingest", tiny_folder, "--session", session, "--path", str(folder / "memory"),
+                     "--file", str(folder / "book.txt"), *CONFIG)  # fmt: skip
+        assert result.exit_code == 0, result.output
+    return folder / "memory"
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start a server in a process of its own, and give the address that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from memcore.cli import app; app()", *arguments, "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", address), process.communicate()
+        yield address, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def get(address: str, path: str) -> Any:
+    base, _, token = address.partition("/?token=")
+    request = urllib.request.Request(base + path, headers={"authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def recorded(file: Path) -> Any:
+    found = re.search(r'id="recorded">(.*?)</script>', file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_serve_prints_its_address_answers_there_and_ends_with_ctrl_c(tiny_folder: str, memory: Path) -> None:
+    with started("serve", tiny_folder, "--path", str(memory), *CONFIG) as (address, process):
+        told = get(address, "/api/v1/memory")
+        assert (told["model"], told["path"]) == (Path(tiny_folder).name, str(memory))
+        assert [each["name"] for each in told["sessions"]] == ["book", "other"]
+        assert [each["id"] for each in get(address, "/v1/models")["data"]][1].endswith("/book")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+
+
+def test_inspect_shows_sessions_as_text_without_a_model(tiny_folder: str, memory: Path) -> None:
+    with started("inspect", str(memory)) as (address, _):
+        assert get(address, "/api/v1/memory")["model"] is None
+        assert get(address, "/api/v1/session?name=book")["tokenizer"] is True
+        assert "w7 w3 w9" in "".join(get(address, "/api/v1/text?name=book")["pieces"])
+
+
+def test_inspect_writes_a_report(memory: Path, tmp_path: Path) -> None:
+    both, one = tmp_path / "both.html", tmp_path / "one.html"
+    assert run("inspect", str(memory), "--html", str(both)).exit_code == 0
+    assert run("inspect", str(memory), "other", "--html", str(one)).exit_code == 0
+    assert [each["session"]["name"] for each in recorded(both)["sessions"]] == ["book", "other"]
+    assert [each["session"]["name"] for each in recorded(one)["sessions"]] == ["other"]
+
+
+@pytest.mark.parametrize("of", ["session", "file"])
+def test_ask_writes_a_report_of_its_questions(tiny_folder: str, memory: Path, tmp_path: Path, of: str) -> None:
+    source = {
+        "session": ("--session", "book", "--path", str(memory)),
+        "file": ("--file", str(memory.parent / "book.txt")),
+    }[of]
+    common = ("ask", tiny_folder, *source, *CONFIG, "--question", "w4 w5", "--question", "w6", "--max-new-tokens", "3")
+    plain = run(*common)
+    result = run(*common, "--html", str(tmp_path / "report.html"), "--explain")
+    assert result.exit_code == 0, result.output
+    (session,) = recorded(tmp_path / "report.html")["sessions"]
+    assert session["session"]["name"] == {"session": "book", "file": "book.txt"}[of]
+    assert [each["question"] for each in session["exchanges"]] == ["w4 w5", "w6"]
+    for exchange in session["exchanges"]:
+        assert exchange["text"].strip() in plain.stdout
+        assert [bool(token["passages"]) for token in exchange["tokens"]] == [True] * 3
+    assert "w7 w3 w9" in "".join(session["pieces"])
+    assert len(session["session"]["retrievals"]) > 5
+
+
+def test_a_token_that_others_can_guess_and_none_at_all_are_refused(tiny_folder: str, memory: Path) -> None:
+    for more, says in (
+        (("--host", "0.0.0.0"), "choose what they must know with --token"),
+        (("--token", "short"), "at least 16 ASCII characters"),
+        (("--host", "192.0.2.1", "--token", "x" * 16), "cannot listen on 192.0.2.1"),
+    ):
+        result = run("inspect", str(memory), "--port", "0", *more)
+        assert result.exit_code == 1
+        assert says in result.stderr
+
+
+def test_what_cannot_be_served_is_said(tiny_folder: str, memory: Path) -> None:
+    assert "give --path FOLDER" in run("serve", tiny_folder).stderr
+    assert "there is no session 'none'" in run("inspect", str(memory), "none", "--html", "x.html").stderr
+    assert "no tokenizer 'nowhere'" in run("inspect", str(memory), "--tokenizer", "nowhere").stderr
