@@ -3,42 +3,87 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import memcore
-from memcore.cli import ask, chat, demo, doctor, evaluate, ingest, logs, memory, plan, plugins, train
-from memcore.cli.output import errors
-from memcore.errors import MemcoreError
+from memcore.cli import (
+    ask,
+    chat,
+    demo,
+    doctor,
+    evaluate,
+    failures,
+    ingest,
+    inspect,
+    logs,
+    memory,
+    memory_stats,
+    plan,
+    plugins,
+    serve,
+    train,
+    verbosity,
+)
+from memcore.cli.output import warnings_in_a_line
 
 DEBUG = "MEMCORE_DEBUG"
 
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer has it from click or, later, of its own
+
 
 class _Group(TyperGroup):
-    """Shows memcore's own errors as one line; anything else is a bug and keeps its traceback."""
+    """Ends a command that fails with one line, or with JSON, and an exit code; a bug keeps its traceback."""
+
+    _as_json = False
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        verbosity.take_behind_commands(self)
+
+    def main(self, args: Any = None, *more: Any, standalone_mode: bool = True, **named: Any) -> Any:
+        self._as_json = "--json" in (sys.argv[1:] if args is None else args)
+        if not (self._as_json and standalone_mode):
+            return super().main(args, *more, standalone_mode=standalone_mode, **named)
+        try:
+            code = super().main(args, *more, standalone_mode=False, **named)
+        except _USAGE_ERROR as error:
+            failures.show("UsageError", error.format_message(), as_json=True)
+            code = error.exit_code
+        except typer.Abort:
+            failures.show("Aborted", "nothing was done", as_json=True)
+            code = failures.FAILED
+        sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except MemcoreError as error:
-            if ctx.params.get("debug"):
+        except (failures.Interrupted, KeyboardInterrupt) as error:
+            message = str(error) or "nothing more was done"
+            failures.show("Interrupted", message, as_json=self._as_json, style="yellow", label="interrupted: ")
+            raise typer.Exit(failures.INTERRUPTED) from error
+        except Exception as error:
+            message = failures.told(error)
+            if message is None or ctx.params.get("debug"):
                 raise
-            errors.print(f"error: {error}", style="bold red", soft_wrap=True)
-            raise typer.Exit(1) from error
+            failures.show(type(error).__name__, message, as_json=self._as_json)
+            raise typer.Exit(failures.FAILED) from error
 
 
-app = typer.Typer(
-    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
-)
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("ingest")(ingest.ingest)
+app.command("serve")(serve.serve)
+app.command("inspect")(inspect.inspect)
 app.command("plan")(plan.plan)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
+memory.app.command("stats")(memory_stats.stats)
 app.add_typer(memory.app, name="memory")
 app.add_typer(evaluate.app, name="eval")
 app.command("train")(train.train)
@@ -71,7 +116,10 @@ def main(
         # Progress is shown by the commands themselves.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        context.with_resource(warnings_in_a_line())
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet contradict each other")
+    if quiet:
+        verbosity.hide_notes(context)
     level = logs.Level.INFO if verbose else logs.Level.ERROR if quiet else log_level
     context.with_resource(logs.shown_log(level, as_json=log_json))

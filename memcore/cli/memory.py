@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.output import console, errors, print_json, reading_progress
+from memcore.cli import completion
+from memcore.cli.output import JsonOption, console, notes, print_json, reading_progress
 
 if TYPE_CHECKING:
     from memcore.backend import Damage, PersistentBackend
@@ -18,8 +19,11 @@ app = typer.Typer(no_args_is_help=True, help="Look into a memory on disk, check 
 
 Folder = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the memory.")]
 Name = Annotated[str, typer.Argument(metavar="SESSION", help="Name of the session.")]
-Backend = Annotated[str, typer.Option("--backend", help="The backend that wrote it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", help="The backend that wrote it.", autocompletion=completion.components("backends")),
+]
+Json = JsonOption
 
 
 @app.command("list")
@@ -27,8 +31,10 @@ def list_sessions(path: Folder, backend: Backend = "lmdb", as_json: Json = False
     """List the sessions in a memory."""
     from rich.table import Table
 
-    with _opened(path, backend) as (held, sessions):
-        found = [_summary(sessions, info) for info in sessions.infos()]
+    from memcore.session_contents import summary
+
+    with opened(path, backend) as (held, sessions):
+        found = [summary(sessions, info) for info in sessions.infos()]
         if as_json:
             print_json({"path": path, "backend": backend, "disk_bytes": held.disk_bytes(), "sessions": found})
             return
@@ -47,9 +53,11 @@ def inspect(path: Folder, session: Name, backend: Backend = "lmdb", as_json: Jso
     """Show what a session holds: its layers, and the chunks that were retrieved most."""
     from rich.table import Table
 
-    with _opened(path, backend) as (_, sessions):
+    from memcore.session_contents import summary
+
+    with opened(path, backend) as (_, sessions):
         info = sessions.info(session)
-        found = _summary(sessions, info)
+        found = summary(sessions, info)
         found["config"] = dict(info.config)
         found["layers"] = [_layer(sessions, info, layer) for layer in info.next_ids]
         if as_json:
@@ -79,7 +87,7 @@ def verify(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> No
     with reading_progress("entries") as start:
         told = start("checking", None)
         try:
-            with _opened(path, backend) as (held, _):
+            with opened(path, backend) as (held, _):
                 damage = held.verify(told)
         except CorruptedError as error:  # it cannot be opened, or not by all that it takes to list sessions
             try:
@@ -117,12 +125,15 @@ def salvage(
 
 
 @app.command("compact")
-def compact(path: Folder, backend: Backend = "lmdb") -> None:
+def compact(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
     """Give space that is no longer used back to the file system."""
-    with _opened(path, backend, write=True) as (held, _), errors.status("Compacting ..."):
+    with opened(path, backend, write=True) as (held, _), notes.status("Compacting ..."):
         before = held.disk_bytes()
         held.compact()
         after = held.disk_bytes()
+    if as_json:
+        print_json({"path": path, "bytes_before": before, "bytes_after": after})
+        return
     console.print(f"{before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB after")
 
 
@@ -132,10 +143,14 @@ def copy(
     session: Name,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Name of the copy.")],
     backend: Backend = "lmdb",
+    as_json: Json = False,
 ) -> None:
     """Copy a session under another name."""
-    with _opened(path, backend, write=True) as (_, sessions), errors.status("Copying ..."):
+    with opened(path, backend, write=True) as (_, sessions), notes.status("Copying ..."):
         sessions.copy(session, target)
+        tokens = sessions.info(target).tokens
+    if as_json:
+        print_json({"path": path, "session": target, "copy_of": session, "tokens": tokens})
 
 
 @app.command("drop")
@@ -144,29 +159,32 @@ def drop(
     session: Name,
     backend: Backend = "lmdb",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Delete a session. `memcore memory compact` then makes the file smaller."""
-    with _opened(path, backend, write=True) as (_, sessions):
+    with opened(path, backend, write=True) as (_, sessions):
         tokens = sessions.info(session).tokens
         if not yes:
-            typer.confirm(f"Delete session {session!r} with {tokens:,} tokens?", abort=True)
+            typer.confirm(f"Delete session {session!r} with {tokens:,} tokens?", abort=True, err=True)
         sessions.drop(session)
+    if as_json:
+        print_json({"path": path, "dropped": session, "tokens": tokens})
 
 
 @contextmanager
-def _opened(path: str, backend: str, *, write: bool = False) -> Iterator[tuple[PersistentBackend, SessionStore]]:
+def opened(path: str, backend: str, *, write: bool = False) -> Iterator[tuple[PersistentBackend, SessionStore]]:
     """Open a memory, read-only unless it is to be changed."""
     from memcore.bank import MemoryBank
     from memcore.eviction_policies import FifoEviction
     from memcore.session_store import SessionStore
 
-    def opened(*, read_only: bool) -> PersistentBackend:
+    def backend_there(*, read_only: bool) -> PersistentBackend:
         kind, options = _kind_and_options(path, backend, read_only=read_only)
         return kind(options)
 
     if write:
-        opened(read_only=True).close()  # a writer would make a memory where there is none
-    held = opened(read_only=not write)
+        backend_there(read_only=True).close()  # a writer would make a memory where there is none
+    held = backend_there(read_only=not write)
     try:
         bank = MemoryBank(held, FifoEviction(), capacity=None)
         yield held, SessionStore(bank)
@@ -204,28 +222,16 @@ def _print_damage(damage: list[Damage], as_json: bool) -> None:
             console.print(str(each), style="red", soft_wrap=True)
 
 
-def _summary(sessions: SessionStore, info: SessionInfo) -> dict[str, Any]:
-    from memcore.options import unstructure
-
-    bank = sessions.bank
-    found = unstructure(info)
-    found["chunks"] = sum(bank.count(info.namespace(layer)) for layer in info.next_ids)
-    found["bytes"] = sessions.nbytes(info)
-    return found
-
-
 def _layer(sessions: SessionStore, info: SessionInfo, layer: str) -> dict[str, Any]:
+    from memcore.session_contents import layer_summary
+
     bank = sessions.bank
     namespace = info.namespace(layer)
     usage = bank.usage(namespace)
     order = usage.retrievals.argsort(descending=True, stable=True)[:5]
     starts = bank.fetch(namespace, usage.ids[order]).starts.tolist() if len(usage) else []
     return {
-        "layer": layer,
-        "chunks": len(usage),
-        "stored": bank.next_id(namespace),
-        "bytes": bank.nbytes(namespace),
-        "retrievals": int(usage.retrievals.sum()),
+        **layer_summary(bank, layer, namespace),
         "most_retrieved": [
             {"start": start, "retrievals": count}
             for start, count in zip(starts, usage.retrievals[order].tolist(), strict=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,12 +24,12 @@ from tiny_models import random_tokens, tiny_model
 import memcore
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ("memcore-sqlite", "memcore-metrics")
+EXAMPLES = ("memcore-sqlite", "memcore-metrics", "memcore-prometheus")
 
 CONFIG = memcore.MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
 
 GENERATE = """
-import json, sys, torch, memcore
+import json, sys, prometheus_client, torch, memcore
 from tiny_models import random_tokens, tiny_model
 
 model = memcore.wrap(tiny_model("llama"), sys.argv[1])
@@ -36,7 +37,9 @@ prompt = random_tokens(1, 150, seed=1)
 cache = model.memory.new_cache()
 tokens = model.generate(prompt, past_key_values=cache, max_new_tokens=6, do_sample=False)[0, 150:]
 backend = model.memory.bank.backend
-print(json.dumps({"tokens": tokens.tolist(), "backend": type(backend).__module__, "bytes": backend.nbytes()}))
+found = {"tokens": tokens.tolist(), "backend": type(backend).__module__, "bytes": backend.nbytes()}
+metrics = prometheus_client.generate_latest().decode()  # what would be scraped
+print(json.dumps({**found, "metrics": metrics}))
 """
 
 INGEST = """
@@ -68,7 +71,7 @@ class Environment:
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run its Python, in its folder."""
         python = self.folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-        hidden = {"PYTHONPATH", "MEMCORE_PLUGINS", "MEMCORE_METRICS", "PYTEST_ADDOPTS"}
+        hidden = {"PYTHONPATH", "MEMCORE_PLUGINS", "MEMCORE_METRICS", "MEMCORE_PROMETHEUS", "PYTEST_ADDOPTS"}
         inherited = {name: value for name, value in os.environ.items() if name not in hidden}
         return subprocess.run(
             [str(python), *command],
@@ -141,6 +144,8 @@ def test_memcore_plugins_lists_it(environment: Environment) -> None:
     assert (plugin["distribution"], plugin["version"], plugin["status"]) == ("memcore-sqlite", "1.0", "ok")
     backend = next(each for each in found["components"] if each["name"] == "sqlite")
     assert (backend["kind"], backend["plugin"], backend["available"]) == ("backends", "sqlite", True)
+    observing = {each["name"]: each["status"] for each in found["plugins"] if each["name"] in ("metrics", "prometheus")}
+    assert observing == {"metrics": "ok", "prometheus": "ok"}
 
 
 def test_the_environment_variable_keeps_it_out(environment: Environment) -> None:
@@ -163,8 +168,12 @@ def test_a_model_generates_with_it(environment: Environment, config: str, tmp_pa
     assert found["tokens"] == model.generate(prompt, max_new_tokens=6, do_sample=False)[0, 150:].tolist()
     assert found["backend"] == "memcore_sqlite.backend"
     assert found["bytes"] > 0
-    counts = json.loads(metrics.read_text())["total"]  # the other example was there, and watched
+    counts = json.loads(metrics.read_text())["total"]  # the other examples were there, and watched
     assert counts["stored_bytes"] == found["bytes"]
+    (scraped,) = re.findall(
+        r'^memcore_stored_bytes_total\{backend="sqlite"\} (.*)$', found["metrics"], flags=re.MULTILINE
+    )
+    assert float(scraped) == found["bytes"]
     assert counts["retrieved"] > 0
 
 
