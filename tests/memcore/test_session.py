@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import torch
+from reliability.forking import Forker, forker
 from tiny_models import random_tokens, tiny_model
 from transformers import GenerationConfig
 
@@ -358,65 +360,63 @@ def memcore_embedders():
     return [memcore.Component(name="bad", summary="Fails.", load=lambda: Bad)]
 """
 
-CHILD = """
-import json, sys, torch
-sys.path[:0] = {path!r}
-from test_session import *
-torch.set_num_threads(1)
-family, folder, action = sys.argv[1:]
-options = on_disk(Path(folder), **({{"read_only": True}} if action == "ask" else {{}}))
-model = wrapped(family, **options)
-if action == "die":
-    import os, signal
-    def stop(done, total):
+
+def go_on(family: str, folder: str, action: str) -> None:
+    """Read the text, or what is left of it, and ask, in another process; write down what came of it."""
+    torch.set_num_threads(1)
+    model = wrapped(family, **on_disk(Path(folder), **({"read_only": True} if action == "ask" else {})))
+
+    def die(done: int, _: int) -> None:
         if done >= 200:
             os.kill(os.getpid(), signal.SIGKILL)
-    Session(model, "book").ingest(IDS, progress=stop, checkpoint_tokens=64)
-session = Session(model, "book")
-if action == "ingest":
-    session.ingest(IDS, checkpoint_tokens=64)
-logits = logits_after(model, session)
-answer = session.ask(QUESTION, max_new_tokens=30)
-print(json.dumps([logits.view(torch.int32).tolist(), answer.token_ids.tolist(), session.tokens]))
-memcore.unwrap(model)
-"""
+
+    session = Session(model, "book")
+    if action != "ask":
+        session.ingest(IDS, progress=die if action == "die" else None, checkpoint_tokens=64)
+    Path(folder).with_suffix(".json").write_text(json.dumps(answers(model, session)))
+    memcore.unwrap(model)
 
 
-def in_another_process(family: str, folder: Path, action: str) -> Any:
-    source = CHILD.format(path=[str(Path(__file__).parent), *filter(None, sys.path)])
-    command = [sys.executable, "-c", source, family, str(folder), action]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if action == "die":
-        assert done.returncode == -9, done.stderr
-        return None
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def answers(model: Any, session: Session) -> list[Any]:
+    logits = logits_after(model, session).view(torch.int32).tolist()
+    return [logits, session.ask(QUESTION, max_new_tokens=30).token_ids.tolist(), session.tokens]
+
+
+@pytest.fixture(scope="module")
+def another() -> Iterator[Forker]:
+    if os.name != "posix":
+        pytest.skip("needs fork and SIGKILL")
+    with forker("test_session", folder=str(Path(__file__).parent)) as started:
+        yield started
+
+
+def in_another_process(another: Forker, family: str, folder: Path, action: str) -> Any:
+    another.do("test_session:go_on", family=family, folder=str(folder), action=action)
+    return json.loads(folder.with_suffix(".json").read_text())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_another_process_goes_on_bit_for_bit(tmp_path: Path, family: str) -> None:
+def test_another_process_goes_on_bit_for_bit(tmp_path: Path, another: Forker, family: str) -> None:
     on_disk(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model = wrapped(family)
-        session = read(model)
-        expected = [
-            logits_after(model, session).view(torch.int32).tolist(),
-            session.ask(QUESTION, max_new_tokens=30).token_ids.tolist(),
-            300,
-        ]
+        expected = answers(model, read(model))
     finally:
         torch.set_num_threads(threads)
-    assert in_another_process(family, tmp_path / "memory", "ingest") == expected
-    assert in_another_process(family, tmp_path / "memory", "ask") == expected
+    assert expected[2] == 300
+    assert in_another_process(another, family, tmp_path / "memory", "ingest") == expected
+    assert in_another_process(another, family, tmp_path / "memory", "ask") == expected
 
 
-def test_a_killed_process_loses_nothing_that_was_checked_in(tmp_path: Path) -> None:
+def test_a_killed_process_loses_nothing_that_was_checked_in(tmp_path: Path, another: Forker) -> None:
     on_disk(tmp_path)
-    expected = in_another_process("llama", tmp_path / "whole", "ingest")
-    in_another_process("llama", tmp_path / "killed", "die")
-    assert in_another_process("llama", tmp_path / "killed", "ingest") == expected
+    expected = in_another_process(another, "llama", tmp_path / "whole", "ingest")
+    killed = another.start("test_session:go_on", family="llama", folder=str(tmp_path / "killed"), action="die")
+    killed.end()
+    assert killed.status == -signal.SIGKILL
+    assert in_another_process(another, "llama", tmp_path / "killed", "ingest") == expected
 
 
 def test_a_read_only_session_answers_and_cannot_read_on(tmp_path: Path) -> None:

@@ -65,15 +65,20 @@ class Forker:
 
     Args:
         modules: what to import first.
+        folder: where to look for modules, besides where this process does.
     """
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, *modules: str, folder: str = "") -> None:
         self._rest = b""
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from reliability.forking import serve; serve()", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, [folder, *sys.path])),
+                "OMP_NUM_THREADS": "1",
+            },
         )
 
     def __enter__(self) -> Forker:
@@ -149,7 +154,7 @@ def _work(name: str, arguments: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def forker(*modules: str) -> Iterator[Forker]:
+def forker(*modules: str, folder: str = "") -> Iterator[Forker]:
     """Start the process, and end it."""
-    with Forker(*modules) as started:
+    with Forker(*modules, folder=folder) as started:
         yield started
