@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.output import console, print_json
+from memcore.cli import completion
+from memcore.cli.output import JsonOption, console, print_json
 from memcore.cli.settings import (
     BackendOption,
     ConfigOption,
@@ -16,6 +17,7 @@ from memcore.cli.settings import (
     TopKOption,
     memory_config,
 )
+from memcore.planning.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from memcore.config import MemoryConfig
@@ -28,7 +30,11 @@ _DOES_NOT_FIT = 1
 def plan(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL]", help="Folder, config.json, hub id or known name; none to list known names."),
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Folder, config.json, hub id or known name; none to list known names.",
+            autocompletion=completion.words(dict.fromkeys(ARCHITECTURES, "")),
+        ),
     ] = "",
     tokens: Annotated[
         list[str], typer.Option(help="Length of the text: 128k is 128,000, 1M 1,000,000, 4Ki 4,096; may be repeated.")
@@ -41,14 +47,20 @@ def plan(
     disk: Annotated[str, typer.Option(help="Room on disk, by default what is free here.")] = "",
     dtype: DtypeOption = "auto",
     weights: Annotated[str, typer.Option(help="Size of the weights where they are quantised, e.g. 5GiB.")] = "",
-    compression: Annotated[str, typer.Option(help="int8 keeps keys and values in a byte a number.")] = "",
+    compression: Annotated[
+        str,
+        typer.Option(
+            help="int8 keeps keys and values in a byte a number.",
+            autocompletion=completion.words({"none": "bit for bit", "int8": "a byte a number"}),
+        ),
+    ] = "",
     backend: BackendOption = None,
     path: PathOption = "",
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, each with a memory of its own.")] = 1,
     top_k: TopKOption = None,
     config: ConfigOption = "",
     settings: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Work out what a model with a memory takes and what fits where, and print the configuration to use.
 
@@ -111,7 +123,6 @@ def _known(memory: MemoryConfig, tokens: int, as_json: bool) -> None:
     import attrs
     from rich.table import Table
 
-    from memcore.planning.architectures import ARCHITECTURES
     from memcore.planning.costs import costs_of
     from memcore.planning.model_shape import find_config, model_shape
     from memcore.planning.sizes import show_bytes, show_tokens

@@ -14,8 +14,9 @@ import torch
 from memcore.adapter import AutoAdapter
 from memcore.attention_shape import AttentionShape
 from memcore.config import MemoryConfig
-from memcore.errors import ConfigError, MemcoreWarning, UnsupportedModelError
+from memcore.errors import MemcoreWarning, UnsupportedModelError
 from memcore.memory_layer import MemoryLayer
+from memcore.model_source import check_dtype, check_source
 from memcore.planning.architectures import ARCHITECTURES
 from memcore.plugins import registry
 
@@ -117,6 +118,8 @@ def find_config(name: str) -> tuple[PreTrainedConfig, str]:
     if not Path(name).exists() and name.lower() in ARCHITECTURES:
         fields: dict[str, Any] = {"dtype": "bfloat16", **ARCHITECTURES[name.lower()]}
         return AutoConfig.for_model(**fields), "memcore's table of well-known shapes"
+    if not Path(name).is_file():  # which may be a configuration
+        check_source(name)
     try:
         config: Any = AutoConfig.from_pretrained(name)
     # OSError: no such folder or hub id, or no network. ValueError: a model type that transformers does not know.
@@ -184,12 +187,11 @@ def model_shape(config: PreTrainedConfig, memory: MemoryConfig, *, dtype: str = 
 
 
 def _dtype(name: str, config: Any) -> torch.dtype:
+    check_dtype(name)
     if name == "auto":
         declared = getattr(config.get_text_config(decoder=True), "dtype", None)
         return declared if isinstance(declared, torch.dtype) else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype must be auto or the name of a floating dtype of torch, e.g. bfloat16; got {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 

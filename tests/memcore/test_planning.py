@@ -169,6 +169,13 @@ def test_an_unknown_model_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch)
         find_config("some/meta-llama-3-8b")
 
 
+@pytest.mark.parametrize("content", ["not JSON", "{}", "[]", '{"model_type": "nonsense"}'])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="cannot read the configuration of"):
+        find_config(str(tmp_path))
+
+
 def test_a_model_without_global_attention_is_refused_as_by_wrap() -> None:
     with pytest.raises(UnsupportedModelError, match="no layer with global attention"):
         model_shape(tiny_config("mistral", sliding_window=16), SMALL)
@@ -189,7 +196,7 @@ def test_layers_that_the_model_does_not_have_are_refused() -> None:
 
 
 def test_a_dtype_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="dtype must be auto or the name"):
+    with pytest.raises(ConfigError, match="there is no dtype 'int8'"):
         model_shape(tiny_config("llama"), SMALL, dtype="int8")
 
 
