@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from typing import Any
 
 import mermaidx  # type: ignore[import-untyped]
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -22,12 +24,19 @@ def draw(source: str, language: str, css_class: str, options: Any, md: Any, **_:
     return f'<div class="{css_class}">{_svg(source)}</div>'
 
 
-_drawn: dict[str, str] = {}
+READABLE = 0.65
+"""How small a diagram may become on a narrow screen; from there on it scrolls."""
+
+_numbers = itertools.count()
 
 
 @functools.cache
 def _svg(source: str) -> str:
-    number = len(_drawn)
     svg = mermaidx.render(source, config={"flowchart": {"wrappingWidth": 280}}).svg()
     svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
-    return svg.replace("my-svg", f"diagram-{number}")
+    width = re.search(r"max-width: ([\d.]+)px;", svg)
+    if width is None:
+        raise PluginError(f"a diagram was drawn without a width:\n{source}")
+    svg = svg.replace(width[0], f"{width[0]} min-width: {READABLE * float(width[1]):.0f}px;")
+    # Of several on a page each needs names of its own.
+    return svg.replace("my-svg", f"diagram-{next(_numbers)}")
