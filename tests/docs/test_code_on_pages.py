@@ -20,7 +20,6 @@ import io
 import json
 import logging
 import re
-import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -46,6 +45,7 @@ ELSEWHERE: Final = {
     "docs/memlong.md": "tests/end_to_end/test_pages.py",
     "docs/observability.md": "tests/end_to_end/test_observability_page.py",
     "docs/plugins.md": "tests/end_to_end/test_pages.py",
+    "docs/serve.md": "tests/memcore/test_cli_serve.py",
     "docs/training.md": "tests/memcore/test_training_page.py",
     "docs/write-a-backend.md": "tests/end_to_end/test_pages.py",
 }
@@ -105,17 +105,10 @@ def plain_with_sqlite(tiny: str) -> dict[str, Any]:
     return plain(tiny)
 
 
-def with_a_memory(tiny: str) -> dict[str, Any]:
-    """Names of a page that begins where a text was read into a memory on disk."""
-    check_command(shlex.split("memcore ingest MODEL --session book --path memory --file novel.txt"))
-    return {}
-
-
 GIVEN: Final[dict[str, Callable[[str], dict[str, Any]]]] = {
     "docs/trace.md": wrapped,
     "docs/backends.md": plain,
     "docs/faiss.md": plain,
-    "docs/observability.md": with_a_memory,
     "examples/memcore-metrics/README.md": plain,
     "examples/memcore-sqlite/README.md": plain_with_sqlite,
 }
@@ -199,6 +192,7 @@ RUN = [page for page in PAGES if name(page) not in ELSEWHERE and blocks(page)]
 
 
 @pytest.mark.usefixtures("world", "undone")
+@pytest.mark.timeout(900)  # a busy machine
 @pytest.mark.parametrize(
     "page", [pytest.param(p, id=name(p), marks=[pytest.mark.slow] if name(p) in SLOW else []) for p in RUN]
 )
