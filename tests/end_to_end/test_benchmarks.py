@@ -49,6 +49,13 @@ def small(script: str, folder: Path, *arguments: str) -> tuple[str, dict[str, An
     return printed, results
 
 
+def test_what_observing_costs_is_measured(tmp_path: Path) -> None:
+    printed = run("observing.py", "--quick", "--json", str(tmp_path / "observing.json"))
+    results = json.loads((tmp_path / "observing.json").read_text())["results"]
+    assert all(time > 0 for way in results["retrieve"].values() for time in way)
+    assert "nobody watches" in printed
+
+
 def test_a_long_reading_on_disk_goes_on_where_it_stopped(tmp_path: Path) -> None:
     pytest.importorskip("lmdb", reason="lmdb is not installed")
     way, *once = ["memory:lmdb", "--way", "memory:lmdb"]

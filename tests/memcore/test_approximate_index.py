@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Self
 
 import attrs
@@ -226,6 +227,25 @@ def test_an_index_that_fails_to_remove_is_built_anew(caplog: pytest.LogCaptureFi
     ledger.refuses = False
     assert_searches_exactly(index, table)
     assert ledger.starts == 2
+
+
+def test_what_becomes_of_an_index_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    ledger, table = Ledger(), filled(50)
+    index = ApproximateIndex(ledger, exact_below=0)
+    with caplog.at_level(logging.DEBUG, logger="memcore.index"):
+        index.search(table, QUERIES, 3)
+        table.add(some(5, seed=1))
+        index.search(table, QUERIES, 3)
+        table.add(some(100, seed=2, offset=30.0))
+        index.search(table, QUERIES, 3)
+        ledger.reach = 1
+        index.search(table, QUERIES, 3)
+    assert caplog.messages == [
+        "a search index of 100 vectors was built: there was none",
+        "10 vectors came to a search index, which has 110",
+        "a search index of 310 vectors was built: the mean of the vectors has moved",
+        f"{len(QUERIES)} queries were compared with all vectors: the index found too few",
+    ]
 
 
 def test_an_index_interrupted_while_it_is_built_is_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:

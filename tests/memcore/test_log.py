@@ -140,6 +140,26 @@ def test_a_reading_that_fails_is_rolled_back_and_told(records: list[logging.LogR
     assert fields(records[-1]) == {"event": "session.rolled_back", "session": "book", "tokens": 0}
 
 
+def test_what_a_crash_has_left_is_put_right_and_told(tmp_path: Path, records: list[logging.LogRecord]) -> None:
+    options: dict[str, Any] = {"backend": "lmdb", "backend_options": {"path": str(tmp_path / "memory")}}
+    model: Any = memcore.wrap(tiny_model("llama"), **SETTINGS, **options)
+    backend = model.memory.bank.backend
+    session = memcore.Session(model, "book")
+    before = backend.read_record("session/book")
+    session.ingest(random_tokens(1, 100, seed=1))
+    backend.write_record("session/book", before)  # as if the crash had come between the two records of a session
+    backend.write_record("session-copy/twin", b"")  # as if it had come in the middle of a copy
+    memcore.unwrap(model)
+    memcore.wrap(model, **SETTINGS, **options)
+    assert memcore.Session(model, "book").tokens == 100
+    memcore.unwrap(model)
+    warnings = [fields(record) for record in records if record.levelno == logging.WARNING]
+    assert warnings == [
+        {"event": "session.copy_undone", "session": "twin"},
+        {"event": "session.repaired", "session": "book"},
+    ]
+
+
 def test_python_json_logger_writes_all_fields(tmp_path: Path, records: list[logging.LogRecord]) -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
