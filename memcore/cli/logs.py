@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final
 
-from memcore.cli.output import errors
+from memcore.cli.output import errors, notes
 from memcore.log_event import ROOT
 
 LEVEL: Final = "MEMCORE_LOG_LEVEL"
@@ -50,11 +50,11 @@ def shown_log(level: Level, *, as_json: bool) -> Iterator[None]:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above progress bars, which write to the same console."""
+    """Prints above progress bars, which are on the console for notes; where that is quiet there are none."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            errors.print(self.format(record), soft_wrap=True)
+            (errors if notes.quiet else notes).print(self.format(record), soft_wrap=True)
         except Exception:
             self.handleError(record)
 

@@ -24,10 +24,9 @@ METRICS: Final = Metrics()
 
 
 @memcore.hookimpl
-def memcore_stored(namespace: str, ids: Tensor, chunks: memcore.ChunkBatch) -> None:
+def memcore_stored(namespace: str, ids: Tensor, nbytes: int) -> None:
     """Count chunks that were stored."""
-    size = chunks.embeddings.nbytes + chunks.keys.nbytes + chunks.values.nbytes
-    METRICS.add(namespace, stores=1, stored=len(ids), stored_bytes=size)
+    METRICS.add(namespace, stores=1, stored=len(ids), stored_bytes=nbytes)
 
 
 @memcore.hookimpl
