@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from memcore.errors import UnsupportedCacheError, UnsupportedInputError, UnsupportedModelError
-from memcore.memory_layer import MemoryLayer, Recalled
+from memcore.memory_layer import MemoryLayer, Recalled, check_keys_and_values
 from memcore.shelves import TEMPORARY
 from memcore.window import Columns, LocalWindow
 
@@ -248,16 +248,19 @@ class MemoryCache(DynamicCache):
 
         Raises:
             KeyError: something is missing from the state.
+            ValueError: something in it is of another kind or shape.
         """
         cache = cls(memory, row_names)
         cache.window = LocalWindow.from_state(memory.config, _part(state, "window."))
+        if row_names and len(row_names) != cache.window.batch:
+            raise ValueError(f"the state is of {cache.window.batch} sequences, not of {len(row_names)}")
         cache.row_names = cache.row_names or [cache._new_row() for _ in range(cache.window.batch)]
         for index, layer in enumerate(cache.layers):
             own = {name: tensor.to(device) for name, tensor in _part(state, f"layer{index}.").items()}
             if isinstance(layer, MemoryLayer):
                 layer.load_state(own, cache.window)
                 continue
-            _load_local_state(layer, own)
+            _load_local_state(layer, own, cache.window.batch)
         return cache
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
@@ -307,11 +310,14 @@ def _local_state(layer: object) -> dict[str, Tensor]:
     return state
 
 
-def _load_local_state(layer: object, state: Mapping[str, Tensor]) -> None:
+def _load_local_state(layer: object, state: Mapping[str, Tensor], batch: int) -> None:
     assert isinstance(layer, DynamicLayer)
+    check_keys_and_values(state["keys"], state["values"], batch)
     layer.lazy_initialization(state["keys"], state["values"])
     layer.keys, layer.values = state["keys"], state["values"]
     if isinstance(layer, DynamicSlidingWindowLayer):
+        if state["cumulative_length"].dtype != torch.int64 or state["cumulative_length"].ndim:
+            raise ValueError("the length of a layer's cache is no number")
         layer.cumulative_length = int(state["cumulative_length"])
 
 

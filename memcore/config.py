@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import attrs
 
 from memcore.errors import ConfigError
+from memcore.files import parse_json
 from memcore.options import alternatives, describe, structure_options, unknown_field, unstructure
 
 C = TypeVar("C", bound=type)
+
+_LARGEST_FILE: Final = 1 << 20
+"""Bytes of a configuration file."""
+
+_MOST_VALUES: Final = 10_000
+"""Values in a configuration file; one that YAML names again by an alias counts again."""
 
 _WINDOW = 2048
 """Tokens of the window if nothing else is said."""
@@ -99,10 +105,12 @@ def _explains_unknown_fields(cls: C) -> C:
 
     @functools.wraps(attrs_init)
     def __init__(self: object, *args: object, **fields: object) -> None:  # noqa: N807
+        if args:
+            raise ConfigError(f"{cls.__name__} takes its fields by name, e.g. window=1024; got {describe(args[0])}")
         unknown = [unknown_field(name, known) for name in fields if name not in known]
         if unknown:
             raise ConfigError("; ".join(unknown))
-        attrs_init(self, *args, **fields)
+        attrs_init(self, **fields)
 
     target.__init__ = __init__
     return cls
@@ -305,10 +313,17 @@ def read_file(path: Path) -> Mapping[str, object]:
     if suffix not in _PARSERS:
         raise ConfigError(f"a configuration file ends in {', '.join(_PARSERS)}; got {str(path)!r}")
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no file")
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise ConfigError(f"{path} has {size:,} bytes, a configuration has {_LARGEST_FILE:,} at most")
         values = _PARSERS[suffix](path.read_text(encoding="utf-8"))
+        _check_size(values)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path}: {error}") from error
     if values is None:  # an empty YAML file, or one of comments: all defaults
         return {}
@@ -323,12 +338,30 @@ def _parse_yaml(text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(error) from error
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" (at line {mark.line + 1}, column {mark.column + 1})"
+        raise ValueError(f"{getattr(error, 'problem', None) or error}{where}") from error
+    except Exception as error:  # what makes numbers and times of texts raises KeyError, IndexError and others
+        raise ValueError(f"it is no YAML: {error!r}") from error
+
+
+def _check_size(values: object) -> None:
+    """Raise ValueError if there is too much in a value: aliases make a few lines of YAML endless."""
+    waiting, seen = [values], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"a configuration has {_MOST_VALUES:,} values at most")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
 
 
 _PARSERS: dict[str, Callable[[str], object]] = {
     ".toml": tomllib.loads,
     ".yaml": _parse_yaml,
     ".yml": _parse_yaml,
-    ".json": json.loads,
+    ".json": parse_json,
 }

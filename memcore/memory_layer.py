@@ -316,16 +316,26 @@ class MemoryLayer(DynamicLayer):
 
         Raises:
             KeyError: something is missing from the state.
+            ValueError: something in it is of another kind or shape.
         """
 
         def pair(name: str) -> KeysValues | None:
-            return KeysValues(state[f"{name}_keys"], state[f"{name}_values"]) if f"{name}_keys" in state else None
+            if f"{name}_keys" not in state:
+                return None
+            keys, values = state[f"{name}_keys"], state[f"{name}_values"]
+            check_keys_and_values(keys, values, window.batch)
+            return KeysValues(keys, values)
 
+        check_keys_and_values(
+            state["keys"], state["values"], window.batch, len(window.columns) if window.active else None
+        )
         self.lazy_initialization(state["keys"], state["values"])
         self.keys, self.values = state["keys"], state["values"]
         self.window = window
         self._sinks, prefix, self._given = pair("sink"), pair("prefix"), pair("given")
         live = state["prefix_live"].cpu() if "prefix_live" in state else None
+        if prefix is not None and live is not None and live.shape != (window.batch, prefix.keys.shape[2]):
+            raise ValueError(f"what was retrieved is {list(prefix.keys.shape)}, and of it {list(live.shape)} is live")
         self._prefix = None if prefix is None else Prefix(prefix.keys, prefix.values, live)
         self._retriever.recent = state.get("recent")
         rows: list[Recalled | None] = [
@@ -360,3 +370,20 @@ class MemoryLayer(DynamicLayer):
         twin.window, twin.recalled, twin._retriever = window, recalled, copy.copy(self._retriever)
         twin._sinks = self._sinks and self._sinks.map(Tensor.clone)
         return twin
+
+
+def check_keys_and_values(keys: Tensor, values: Tensor, batch: int, columns: int | None = None) -> None:
+    """Raise ValueError unless keys and values that were read from somewhere are ``[B, H, W, D]``, in floating numbers.
+
+    Args:
+        keys: to look at.
+        values: that belong to them.
+        batch: ``B``.
+        columns: ``W``; None for any.
+    """
+    for tensor in (keys, values):
+        wide = tensor.shape[2] if tensor.ndim == 4 else -1
+        if not tensor.is_floating_point() or wide < 0 or tensor.shape[0] != batch or columns not in (None, wide):
+            raise ValueError(f"keys or values of {batch} rows are kept as {tensor.dtype} {list(tensor.shape)}")
+    if keys.shape[2] != values.shape[2]:
+        raise ValueError(f"keys {list(keys.shape)} and values {list(values.shape)} are not of as many tokens")

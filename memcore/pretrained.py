@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,8 @@ import attrs
 
 from memcore import events
 from memcore.config import MemoryConfig
-from memcore.errors import ConfigError
+from memcore.errors import ConfigError, UnsupportedModelError
+from memcore.files import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ def from_pretrained(
 
     Raises:
         ConfigError: the configuration cannot be used.
-        UnsupportedModelError: no adapter knows the model.
+        UnsupportedModelError: no adapter knows the model, or what memory has added to its weights cannot be read.
         OSError: transformers cannot find the model.
     """
     from transformers import AutoModelForCausalLM
@@ -94,17 +94,22 @@ def _load_what_memory_added(model: Any, name: str | Path, unexpected: Iterable[s
 
 def _read(name: str | Path, wanted: set[str], hub: dict[str, Any]) -> dict[str, Tensor]:
     """Read some weights of a checkpoint in safetensors files, the only ones that memcore reads."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
     from transformers.utils.hub import cached_file
 
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-    if index is None:
-        shards = dict.fromkeys(wanted, SAFE_WEIGHTS_NAME)
-    else:
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     weights = {}
-    for shard in sorted({shards[key] for key in wanted}):
-        with safe_open(cached_file(name, shard, **hub), framework="pt") as file:
-            weights.update({key: file.get_tensor(key) for key in sorted(wanted) if shards[key] == shard})
+    try:
+        if index is None:
+            shards = dict.fromkeys(wanted, SAFE_WEIGHTS_NAME)
+        else:
+            shards = parse_json(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        for shard in sorted({shards[key] for key in wanted}):
+            if Path(shard).name != shard:
+                raise ValueError(f"the index names {shard!r}, which is no file beside it")
+            with safe_open(cached_file(name, shard, **hub), framework="pt") as file:
+                weights.update({key: file.get_tensor(key) for key in sorted(wanted) if shards[key] == shard})
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UnsupportedModelError(f"what memory added to the weights of {str(name)!r} is damaged: {error}") from error
     return weights

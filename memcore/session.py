@@ -25,14 +25,14 @@ from memcore.errors import (
     SessionMismatchError,
     UnsupportedInputError,
 )
-from memcore.files import read_text
+from memcore.files import names_file, read_text
 from memcore.fingerprint import model_fingerprint, tokenizer_fingerprint
 from memcore.memory import Memory
 from memcore.options import describe
 from memcore.prompt import closing, encode, given_ids, opening
 from memcore.reader import Answer, Progress, answer
-from memcore.session_store import SessionInfo, SessionStore, Unfinished, check_name, now
-from memcore.transcript import Message
+from memcore.session_store import SessionInfo, SessionStore, Unfinished, check_name, now, read_bytes
+from memcore.transcript import Message, parse_messages
 from memcore.transfer import input_device
 
 if TYPE_CHECKING:
@@ -327,11 +327,13 @@ class Session:
             return
         try:
             if _MESSAGES in state:  # earlier versions kept none
-                self.messages = json.loads(state.pop(_MESSAGES).numpy().tobytes())
-            self._read = state.pop(_TOKENS).long()
+                self.messages = parse_messages(read_bytes(state.pop(_MESSAGES)))
+            self._read = _tokens(state.pop(_TOKENS), self.tokens)
             self._cache = MemoryCache.from_state(self._memory, state, [self.info.row_name], input_device(self._model))
         except KeyError as error:
             raise CorruptedError(f"the state of session {self.info.name!r} lacks {error}") from error
+        except ValueError as error:
+            raise CorruptedError(f"the state of session {self.info.name!r} cannot be read: {error}") from error
         if bank.read_only:  # another handle may look anew, and then the names show what is newer than this state
             self._cache = copy.deepcopy(self._cache)
 
@@ -376,6 +378,10 @@ class Session:
             return given_ids(source)
         if not source.strip():
             raise UnsupportedInputError("there is nothing to read: the text is empty")
+        if names_file(source):
+            raise UnsupportedInputError(
+                f"expected a text, got the name of a file; pathlib.Path({source!r}) has what is in it read"
+            )
         tokenizer = self._needs_tokenizer()
         return opening(tokenizer, source) if first else encode(tokenizer, source.rstrip() + "\n\n", special=False)
 
@@ -396,8 +402,20 @@ def tokens_read(sessions: SessionStore, name: str) -> Tensor:
         CorruptedError: its state cannot be read.
     """
     sessions.info(name)
-    _, state = sessions.load(name)
-    return state[_TOKENS][0].long() if _TOKENS in state else torch.empty(0, dtype=torch.long)
+    info, state = sessions.load(name)
+    if _TOKENS not in state:
+        return torch.empty(0, dtype=torch.long)
+    try:
+        return _tokens(state[_TOKENS], info.tokens)[0]
+    except ValueError as error:
+        raise CorruptedError(f"the state of session {name!r} cannot be read: {error}") from error
+
+
+def _tokens(kept: Tensor, tokens: int) -> Tensor:
+    """Return the token ids that a session has read, ``[1, tokens]`` int64, or raise ValueError."""
+    if kept.dtype != torch.int32 or kept.shape != (1, tokens):
+        raise ValueError(f"{tokens} tokens are said to be read, and there are {kept.dtype} {list(kept.shape)}")
+    return kept.long()
 
 
 def _plain(value: object) -> object:

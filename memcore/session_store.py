@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from memcore import events
 from memcore.errors import BackendError, ConfigError, CorruptedError, SessionError, UnknownSessionError
+from memcore.files import parse_json
 from memcore.options import describe, nearest, structure_options, unstructure
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _ROW: Final = "session/"
 
 _COPYING: Final = "session-copy/"
 """Begins the name of the record that is there while a session of that name is being made as a copy of another."""
+
+_LARGEST: Final = 1 << 62
+"""Numbers of tokens and chunks stay below it."""
 
 _INFO_TENSOR: Final = "info"
 """The session's info as JSON, uint8, in the record of its state: a backend may commit the two records one by one."""
@@ -169,10 +173,10 @@ class SessionStore:
         record = self._read(_STATE + name)
         try:
             state = load(record or b"")
-            info = state.pop(_INFO_TENSOR)
+            info = read_bytes(state.pop(_INFO_TENSOR))
         except (SafetensorError, ValueError, KeyError) as error:
             raise CorruptedError(f"the state of session {name!r} cannot be read: {error}") from error
-        return _parsed(name, info.numpy().tobytes()), state
+        return _parsed(name, info), state
 
     def save(self, info: SessionInfo, state: Mapping[str, Tensor]) -> None:
         """Write down a session's state and make it durable, with all its chunks so far, in one step.
@@ -264,9 +268,24 @@ class SessionStore:
             self._kept.pop(record, None)
 
 
+def read_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes that a tensor keeps, ``[N]`` uint8.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+        raise ValueError(f"{tensor.dtype} {list(tensor.shape)} keeps no bytes")
+    return tensor.numpy().tobytes()
+
+
 def _parsed(name: str, record: bytes) -> SessionInfo:
     try:
-        values: Any = json.loads(record)
-        return structure_options(SessionInfo, values)
-    except (ValueError, ConfigError) as error:
+        info = structure_options(SessionInfo, parse_json(record))
+    except ValueError as error:
         raise CorruptedError(f"the record of session {name!r} cannot be read: {error}") from error
+    if info.name != name:
+        raise CorruptedError(f"the record of session {name!r} is that of session {info.name!r}")
+    if not all(0 <= number < _LARGEST for number in (info.tokens, *info.next_ids.values())):
+        raise CorruptedError(f"the record of session {name!r} says {info.tokens} tokens and next ids {info.next_ids}")
+    return info

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from memcore.errors import UnsupportedInputError, UnsupportedModelError
+from memcore.files import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,23 @@ class Turn:
 
     before: str
     after: str
+
+
+def parse_messages(text: bytes) -> list[Message]:
+    """Return messages from JSON.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    messages = parse_json(text)
+    if not isinstance(messages, list) or not all(
+        isinstance(each, dict)
+        and {"role", "content"} <= each.keys()
+        and all(isinstance(part, str) for pair in each.items() for part in pair)
+        for each in messages
+    ):
+        raise ValueError("messages must be a list of objects with role and content")
+    return messages
 
 
 def next_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> Turn:

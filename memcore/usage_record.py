@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +13,10 @@ from torch import Tensor
 from memcore.errors import CorruptedError
 from memcore.view import Shelf, View
 
-_PREFIX = "usage/"
+_PREFIX: Final = "usage/"
+
+_LARGEST: Final = 1 << 62
+"""Ids and clocks stay below it, and have room to go on."""
 
 
 def record_name(namespace: str) -> str:
@@ -42,6 +46,22 @@ def pack(view: View, clock: int) -> bytes:
     )
 
 
+def _check(held: Mapping[str, Tensor]) -> None:
+    """Raise ValueError or KeyError unless these are tensors as :func:`pack` writes them."""
+    columns = [held[name] for name in ("ids", "backend_ids", "last_used", "retrievals")]
+    numbers = held["next_id_clock_highest"]
+    if any(each.dtype != torch.int64 for each in (*columns, numbers)) or numbers.shape != (3,):
+        raise ValueError("ids and uses must be int64, and next id, clock and highest id three numbers")
+    if any(each.ndim != 1 or len(each) != len(columns[0]) for each in columns):
+        raise ValueError(f"ids and uses are of shapes {[list(each.shape) for each in columns]}")
+    next_id, clock, _ = numbers.tolist()
+    for ids in columns[:2]:
+        if len(ids) and (int(ids[0]) < 0 or not bool((ids.diff() > 0).all())):
+            raise ValueError("ids must be in order, each once")
+    if not (0 <= next_id < _LARGEST and 0 <= clock < _LARGEST) or (len(columns[0]) and int(columns[0][-1]) >= next_id):
+        raise ValueError(f"the next id is {next_id} and the clock {clock}")
+
+
 def unpack(record: bytes | None, backend_ids: Tensor, shelf: Shelf) -> tuple[View, int, Tensor]:
     """Make the view of a shelf from its record and from what the backend holds.
 
@@ -62,18 +82,19 @@ def unpack(record: bytes | None, backend_ids: Tensor, shelf: Shelf) -> tuple[Vie
     view = View.empty()
     view.parts = [shelf]
     if record is None:
-        view.ids = view.backend_ids = backend_ids
+        view.ids, view.backend_ids = backend_ids.clone(), backend_ids  # safetensors takes nothing twice
         view.part = torch.zeros_like(backend_ids)
         view.usage = torch.zeros(2, backend_ids.numel(), dtype=torch.int64)
         view.next_id = int(backend_ids[-1]) + 1 if backend_ids.numel() else 0
         return view, 0, backend_ids[:0]
     try:
         held = load(record)
+        _check(held)
         next_id, clock, highest = held["next_id_clock_highest"].tolist()
         there = torch.isin(held["backend_ids"], backend_ids)
         view.ids, view.backend_ids = held["ids"][there], held["backend_ids"][there]
         view.usage = torch.stack((held["last_used"][there], held["retrievals"][there]))
-    except (SafetensorError, KeyError, ValueError, IndexError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise CorruptedError(f"the record of uses of namespace {shelf.name!r} cannot be read: {error}") from error
     view.part = torch.zeros_like(view.ids)
     view.next_id = next_id

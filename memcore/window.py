@@ -99,6 +99,14 @@ class Columns:
         order = self.live.int().argsort(dim=1, stable=True)
         return None if bool((order == torch.arange(len(self))).all()) else order
 
+    def fit(self, batch: int) -> bool:
+        """Return whether they are columns of so many rows, for those that were read from somewhere."""
+        wanted = {"live": torch.bool, "positions": torch.int64, "token_ids": torch.int64}
+        return all(
+            tensor.dtype == wanted[name] and tensor.ndim == 2 and tensor.shape == (batch, self.live.shape[-1])
+            for name, tensor in self._tensors()
+        )
+
     def state(self) -> dict[str, Tensor]:
         """Return the three tensors by name."""
         return dict(self._tensors())
@@ -268,13 +276,20 @@ class LocalWindow:
 
         Raises:
             KeyError: something is missing from the state.
+            ValueError: something in it is of another kind or shape.
         """
 
         def columns(name: str) -> Columns:
-            return Columns(**{field: state[f"{name}.{field}"] for field in ("live", "positions", "token_ids")})
+            found = Columns(**{field: state[f"{name}.{field}"] for field in ("live", "positions", "token_ids")})
+            if not found.fit(batch):
+                raise ValueError(f"what is kept of the window's {name} is of another kind or shape")
+            return found
 
-        window = cls(config, batch=int(state["columns.live"].shape[0]))
-        window.seen, active, window._since_retrieval, window._raw = state["counts"].tolist()
+        batch, counts = state["columns.live"].shape[0] if state["columns.live"].ndim else 0, state["counts"]
+        if counts.shape != (4,) or counts.dtype != torch.int64 or min(counts.tolist()) < 0 or not batch:
+            raise ValueError("the counts of the window are of another kind or shape")
+        window = cls(config, batch=batch)
+        window.seen, active, window._since_retrieval, window._raw = counts.tolist()
         window.active = bool(active)
         window.columns, window.sinks, window.recent = (columns(name) for name in ("columns", "sinks", "recent"))
         window.recent_after = window.recent

@@ -18,20 +18,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from memcore.approximate_index import ApproximateIndex, Coverage
+from memcore.backend_checks import check_embeddings
+from memcore.chunk import ChunkBatch
 from memcore.chunk_table import ChunkTable
 from memcore.errors import BackendError, ConfigError, CorruptedError
-from memcore.files import sync
+from memcore.files import parse_json, sync
+from memcore.options import describe
 from memcore_hnswlib.graph import HnswlibVectors
+from memcore_hnswlib.graph_file import check_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
     from memcore_hnswlib.options import HnswlibOptions
 
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = {"format": "memcore-hnswlib", "version": 1}
 _CENTRE: Final = "graph_centre"
+_FACTS: Final = ("starts", "lengths", "token_ids")
+_LARGEST: Final = 1 << 62
 _BUILT_BY: Final = ("M", "ef_construction", "seed")
 
 
@@ -89,12 +97,14 @@ def read(folder: Path, options: HnswlibOptions) -> dict[str, tuple[ChunkTable, A
     """
     try:
         try:
-            text = (folder / MANIFEST).read_text()
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
         return _read(folder, _checked_manifest(folder, text), options)
     except OSError as error:
         raise BackendError(f"cannot load from {folder}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise CorruptedError(f"{folder / MANIFEST} is no text: {error}") from error
 
 
 def _write_namespace(files: Path, number: int, name: str, table: ChunkTable, index: ApproximateIndex) -> dict[str, Any]:
@@ -122,7 +132,7 @@ def _write_namespace(files: Path, number: int, name: str, table: ChunkTable, ind
 
 def _checked_manifest(folder: Path, text: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(text)
+        manifest = parse_json(text)
     except ValueError as error:
         raise CorruptedError(f"{folder / MANIFEST} is not JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT["format"]:
@@ -144,10 +154,10 @@ def _read(
             )
         same_graph = all(manifest["graph"][name] == getattr(options, name) for name in _BUILT_BY)
         return {
-            record["name"]: _read_namespace(folder / manifest["files"], record, options, same_graph)
+            _text(record["name"]): _read_namespace(_inside(folder, manifest["files"]), record, options, same_graph)
             for record in manifest["namespaces"]
         }
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, (BackendError, ConfigError)):
             raise
         raise CorruptedError(f"what was saved in {folder} cannot be read: {error!r}") from error
@@ -158,15 +168,76 @@ def _read_namespace(
 ) -> tuple[ChunkTable, ApproximateIndex]:
     tensors = load_file(_intact(files, record["chunks"]))
     centre = tensors.pop(_CENTRE, None)
+    dtype = getattr(torch, _text(record["dtype"]), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"keys and values are said to be {record['dtype']!r}")
+    _check_chunks(tensors, record["next_id"], dtype, options.compression)
     table = ChunkTable(compression=options.compression, pin_memory=options.pin_memory)
-    table.restore(tensors, next_id=record["next_id"], dtype=getattr(torch, record["dtype"]))
+    table.restore(tensors, next_id=record["next_id"], dtype=dtype)
     vectors, coverage, graph = HnswlibVectors(options), None, record.get("graph")
     if graph is not None and same_graph:
         names = [field.name for field in attrs.fields(Coverage) if field.name != "centre"]
-        coverage = Coverage(centre=centre, **{name: graph[name] for name in names})
-        count = coverage.live + graph["dead"]
-        vectors.load(_intact(files, graph["file"]), size=table.embeddings.shape[2], count=count, dead=graph["dead"])
+        coverage = Coverage(centre=centre, **{name: _number(graph[name]) for name in names})
+        _check_coverage(coverage, table)
+        size, dead = table.embeddings.shape[2], _number(graph["dead"])
+        path, count = _intact(files, graph["file"]), coverage.live + dead
+        check_graph(path, options, size=size, count=count, dead=dead)
+        vectors.load(path, size=size, count=count, dead=dead)
     return table, ApproximateIndex(vectors, exact_below=options.exact_below, seed=options.seed, coverage=coverage)
+
+
+def _check_chunks(tensors: Mapping[str, Tensor], next_id: object, dtype: torch.dtype, compression: str) -> None:
+    """Raise unless these are chunks: what :meth:`memcore.chunk_table.ChunkTable.tensors` returns."""
+    ids, embeddings = tensors["ids"], tensors["embeddings"]
+    keys, values = tensors["keys"], tensors["values"]
+    if compression == "int8":
+        by_key, by_value = (*keys.shape[:2], *keys.shape[3:]), values.shape[:3]
+        scales = {"key_scales": by_key, "key_offsets": by_key, "value_scales": by_value, "value_offsets": by_value}
+        for name, shape in scales.items():
+            if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
+                raise ValueError(f"{name} are {tensors[name].dtype} {list(tensors[name].shape)}")
+        if keys.dtype != torch.int8 or values.dtype != torch.int8:
+            raise ValueError(f"compressed keys and values are {keys.dtype} and {values.dtype}")
+        dtype = torch.float8_e5m2  # as wide, and floating as ChunkBatch wants it
+        keys, values = keys.view(dtype), values.view(dtype)
+    facts = {name: tensors[name] for name in _FACTS}
+    chunks = ChunkBatch(embeddings=embeddings, keys=keys, values=values, **facts)
+    if chunks.keys.dtype != dtype or len(tensors) != len(_FACTS) + (8 if compression == "int8" else 4):
+        raise ValueError(f"keys are {chunks.keys.dtype}, and there are {', '.join(sorted(tensors))}")
+    check_embeddings(chunks)
+    in_order = ids.dtype == torch.int64 and ids.shape == (len(chunks),) and bool((ids.diff() > 0).all())
+    if not in_order or (len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < _number(next_id)):
+        raise ValueError("the ids of chunks are not in order, each once")
+
+
+def _check_coverage(coverage: Coverage, table: ChunkTable) -> None:
+    """Raise unless a graph may cover so much of a table."""
+    chunks, per_chunk, size = table.embeddings.shape
+    centre = coverage.centre
+    if centre is not None and (centre.shape != (size,) or centre.dtype != torch.float32):
+        raise ValueError(f"the centre of the graph is {centre.dtype} {list(centre.shape)}")
+    if coverage.vectors_per_chunk != per_chunk or coverage.live > chunks * per_chunk or coverage.live % per_chunk:
+        raise ValueError(f"the graph is of {coverage.live} vectors, the chunks have {chunks} times {per_chunk}")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {describe(value)}")
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not -1 <= value < _LARGEST:
+        raise ValueError(f"expected a number of things, got {describe(value)}")
+    return value
+
+
+def _inside(folder: Path, name: object) -> Path:
+    """Return the path of what has a name in a folder and is no link, so that nothing elsewhere is read."""
+    path: Path = folder / _text(name)
+    if path.parent != folder or path.name in ("", "..") or path.is_symlink():
+        raise ValueError(f"{name!r} is not in {folder}")
+    return path
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -181,7 +252,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 def _intact(folder: Path, described: dict[str, Any]) -> Path:
     """Return the path of a file after checking that it is as it was written."""
-    path: Path = folder / described["name"]
+    path = _inside(folder, described["name"])
     if not path.exists() or _described(path) != described:
         raise CorruptedError(f"{path} is not as it was saved: another size or checksum, or missing")
     return path

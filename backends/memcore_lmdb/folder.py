@@ -43,7 +43,7 @@ def current_file(folder: Path) -> Path | None:
     """Return the file of the memory, None if there is none.
 
     Raises:
-        BackendError: the folder cannot be read.
+        BackendError: the folder cannot be read, or a file of the memory is a link.
     """
     try:
         names = os.listdir(folder)
@@ -51,8 +51,23 @@ def current_file(folder: Path) -> Path | None:
         return None
     except OSError as error:
         raise BackendError(f"cannot read a memory in {folder}: {error}; name its folder") from error
+    check_no_links(folder, names)
     generations = [int(match[1]) for match in map(_FILE.fullmatch, names) if match]
     return _file(folder, max(generations)) if generations else None
+
+
+def check_no_links(folder: Path, names: list[str]) -> None:
+    """Raise if a file of the memory is a link: what is written to it would be written to somewhere else.
+
+    Raises:
+        BackendError: one is.
+    """
+    for name in names:
+        if _is_ours(name) and (folder / name).is_symlink():
+            raise BackendError(
+                f"{folder / name} is a link to {os.readlink(folder / name)}: the files of a memory must lie in its "
+                "folder, which may be a link itself"
+            )
 
 
 def first_file(folder: Path) -> Path:

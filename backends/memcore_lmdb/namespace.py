@@ -17,7 +17,6 @@ from memcore_lmdb.format import ChunkShape, NamespaceRecord
 from memcore_lmdb.payload import PayloadLayout
 from memcore_lmdb.staging import StagedChunks
 
-
 _PADDED: Final = 1 << 24
 """Bytes that a chunk may be padded to, whatever it holds."""
 

@@ -100,7 +100,10 @@ def read_metas(file: int, size: int) -> Iterator[Meta]:
     """
     # How large pages are is said by each of them, and where the second lies depends on it.
     sizes = {1 << power for power in range(8, 17)}
-    for at, first in ((0, True), *((size, False) for size in sorted(sizes))):
+    places = [0, *sorted(sizes)]
+    while places:
+        at = places.pop(0)
+        first = at == 0
         raw = os.pread(file, 256, at)
         if len(raw) < _META.size + 2 * _TREE.size + _AFTER_TREES.size:
             continue
@@ -112,6 +115,7 @@ def read_metas(file: int, size: int) -> Iterator[Meta]:
         last_page, transaction = _AFTER_TREES.unpack_from(raw, _META.size + 2 * _TREE.size)
         if page_size not in sizes or (not first and at != page_size) or pad or flags:
             continue
+        places = [page_size] if first else []  # there is one of them yet, or none
         there = max(1, min(last_page, size // page_size - 1))
         yield Meta(
             number=int(not first),

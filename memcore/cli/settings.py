@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -10,6 +9,7 @@ import typer
 
 from memcore.cli import completion
 from memcore.errors import ConfigError
+from memcore.files import parse_json
 
 if TYPE_CHECKING:
     from memcore.config import MemoryConfig
@@ -118,7 +118,7 @@ def check_on_disk(backend: str) -> None:
 
 def _value(text: str) -> object:
     try:
-        value: object = json.loads(text)
+        value: object = parse_json(text)
     except ValueError:
         return text
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, Final
 import attrs
 
 from memcore.errors import EvaluationError
+from memcore.files import parse_json
 
 _FIELDS: Final = ("question", "answer", "options")
 
@@ -61,7 +61,7 @@ def read_questions(path: Path) -> list[Question]:
 
 def _question(line: str, where: str) -> Question:
     try:
-        found: Any = json.loads(line)
+        found: Any = parse_json(line)
     except ValueError as error:
         raise EvaluationError(f"{where} is not JSON: {error}") from error
     if not isinstance(found, Mapping) or set(found) - set(_FIELDS):

@@ -9,7 +9,7 @@ from typing import Any
 
 from memcore.errors import EvaluationError
 from memcore.evaluation.machine import describe_machine
-from memcore.files import replacing
+from memcore.files import make_folder, parse_json, replacing
 
 
 class Record:
@@ -38,11 +38,13 @@ class Record:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            found = parse_json(self._path.read_text(encoding="utf-8"))
             head = {name: found[name] for name in self._head}
-            results: dict[str, Any] = found["results"]
+            results: Any = found["results"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"{self._path} is no record of an evaluation: {error!r}") from error
+        if not isinstance(results, dict) or not isinstance(head["settings"], dict):
+            raise EvaluationError(f"{self._path} is no record of an evaluation: settings and results must be objects")
         if head["evaluation"] != self._head["evaluation"]:
             raise EvaluationError(
                 f"{self._path} holds results of {head['evaluation']!r}, not of {self._head['evaluation']!r}; give "
@@ -61,7 +63,7 @@ class Record:
     def add(self, name: str, result: Any) -> None:
         """Keep a result, and the file."""
         self.results[name] = result
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         record = {**self._head, "machine": describe_machine(), "results": self.results}
         with replacing(self._path) as new:
             new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

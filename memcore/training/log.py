@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memcore.errors import TrainingError
-from memcore.files import replacing
+from memcore.files import parse_json, replacing
 
 LOSS = "loss"
 EVALUATION = "eval_loss"
@@ -21,11 +21,19 @@ class TrainingLog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a log, or begin one in a folder that exists."""
+        """Open a log, or begin one in a folder that exists.
+
+        Raises:
+            TrainingError: what is there is none.
+        """
         self._path = path
         self.lines: list[dict[str, Any]] = []
         if path.exists():
-            self.lines = [line for line in map(_parse, path.read_text(encoding="utf-8").splitlines()) if line]
+            try:
+                text = path.read_text(encoding="utf-8", errors="replace")  # the end of the process may cut a letter off
+            except OSError as error:
+                raise TrainingError(f"cannot read {path}: {error}") from error
+            self.lines = [line for line in map(_parse, text.splitlines()) if line]
 
     def add(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Write a line."""
@@ -75,9 +83,15 @@ class TrainingLog:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None  # cut off by the end of the process
-    if not isinstance(found, dict) or not {"stage", "step"} <= found.keys():
-        raise TrainingError(f"not a line of a training's log: {line!r}")
-    return found
+    values: dict[str, Any] = found if isinstance(found, dict) else {}
+    numbers = {name: value for name, value in values.items() if name != "stage"}
+    if type(numbers.get("step")) is not int or not isinstance(values.get("stage"), str) or not _are_numbers(numbers):
+        raise TrainingError(f"not a line of a training's log: {line[:200]!r}")
+    return values
+
+
+def _are_numbers(values: dict[str, Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from memcore.adapter import wrap
 from memcore.errors import MissingDependencyError, TrainingError
-from memcore.files import replacing
-from memcore.options import unstructure
+from memcore.files import make_folder, parse_json, replacing
+from memcore.options import describe, unstructure
 from memcore.reader import load_model
 from memcore.training.configuration import TrainingConfig
 from memcore.training.documents import check_apart, digests, read_documents, tokenize
@@ -113,9 +113,11 @@ def _claim(config: TrainingConfig, texts: dict[str, str]) -> None:
     mine = json.loads(json.dumps(mine))
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TrainingError(f"{path} does not say what training this is: {error}") from error
+        if not isinstance(found, dict):
+            raise TrainingError(f"{path} does not say what training this is, but {describe(found)}")
         was, now = dict(_flat(found)), dict(_flat(mine))
         differ = [
             f"{name} = {was.get(name)!r}, not {now.get(name)!r}"
@@ -128,7 +130,7 @@ def _claim(config: TrainingConfig, texts: dict[str, str]) -> None:
                 "remove it"
             )
         return
-    config.output.mkdir(parents=True, exist_ok=True)
+    make_folder(config.output)
     with replacing(path) as new:
         new.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import memcore
 from memcore.config import MemoryConfig
 from memcore.errors import ConfigError, TrainingError
-from memcore.files import replacing
+from memcore.files import parse_json, replacing
 from memcore.gate import GATE
 from memcore.options import structure_options, unstructure
 from memcore.training.merging import merge_lora
@@ -161,16 +161,28 @@ def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     try:
-        values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        values = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if isinstance(values, dict) and values.get("format") != _FORMAT:
             raise TrainingError(
                 f"{folder / DESCRIPTION} has format {values.get('format')}, and this version of memcore reads {_FORMAT}"
             )
-        return structure_options(Description, values), load_file(folder / WEIGHTS)
+        description, weights = structure_options(Description, values), load_file(folder / WEIGHTS)
+        _check_ranks(description, weights)
+        return description, weights
     except FileNotFoundError as error:
         raise TrainingError(f"{folder} holds no trained weights, which are {WEIGHTS} and {DESCRIPTION}") from error
-    except (OSError, SafetensorError, ConfigError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, TrainingError):
+            raise
         raise TrainingError(f"the trained weights in {folder} cannot be read: {error}") from error
+
+
+def _check_ranks(description: Description, weights: dict[str, Tensor]) -> None:
+    """Raise ConfigError if LoRA is said to be of a rank that no weight has room for: so much would be made for it."""
+    most = max((size for weight in weights.values() for size in weight.shape), default=0)
+    ranks = [plan.lora_rank for plan in description.plans if plan.lora_rank is not None]
+    if max(ranks, default=0) > most:
+        raise ConfigError(f"LoRA is said to be of rank {max(ranks)}, and no weight is larger than {most}")
 
 
 def _put(model: Any, weights: dict[str, Tensor], folder: Path) -> None:

@@ -82,7 +82,7 @@ def measure(calls: int, disk: int) -> Sample:
             calls=calls,
             memory=process.memory_info().rss,
             disk=disk,
-            files=process.num_fds() if psutil.POSIX else process.num_handles(),
+            files=process.num_fds(),
             threads=process.num_threads(),
         )
 

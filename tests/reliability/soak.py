@@ -57,7 +57,8 @@ def main(
 
 def _run(soak: Soak, seconds: float) -> list[Sample]:
     begun = monotonic()
-    calls, samples = 0, []
+    calls = 0
+    samples: list[Sample] = []
     while (now := monotonic() - begun) < seconds:
         soak.step()
         calls += 1

@@ -244,4 +244,5 @@ class Soak:
 
 def _ranks(numbers: torch.Tensor) -> torch.Tensor:
     """Return the order of numbers, for a bank that was opened again may count on from less."""
-    return numbers.unique(return_inverse=True)[1]
+    ranks: torch.Tensor = numbers.unique(return_inverse=True)[1]
+    return ranks

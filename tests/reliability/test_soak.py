@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ CALLS = {"exact": 240, "faiss": 120, "hnswlib": 64, "lmdb": 240}
 SAMPLES = 8
 
 
+@pytest.mark.skipif(os.name != "posix", reason="handles are counted in another way there")
 @pytest.mark.parametrize("name", INSTALLED)
 def test_mixed_calls_are_right_and_take_no_more_as_time_goes_by(name: str, tmp_path: Path) -> None:
     soak = Soak(name, tmp_path / "memory", seed=1)
