@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from cli_runner import run
+from openai import OpenAI
 from page_blocks import ROOT, blocks
 from page_commands import check_command, commands
 
@@ -97,13 +98,23 @@ def test_what_docs_serve_md_says_can_be_done(
 
 
 def served(address: str, code: str) -> None:
-    """See that a server does what the page says."""
+    """See that a server does what the page says, also once another process has read on."""
     told = get(address, "/api/v1/memory")
     assert (told["model"], told["path"]) == ("MODEL", "memory")
     assert [each["name"] for each in told["sessions"]] == ["novel"]
     base, _, token = address.partition("/?token=")
     assert "http://127.0.0.1:8321/v1" in code
     exec(code.replace("http://127.0.0.1:8321", base), {"token": token})
+    before = told["sessions"][0]["tokens"]
+    check_command(["memcore", *["ingest", "MODEL", "--session", "novel", "--path", "memory", "--file", "novel.txt"]])
+    assert get(address, "/api/v1/session?name=novel")["tokens"] == 2 * before
+    client = OpenAI(base_url=f"{base}/v1", api_key=token)
+    reply = client.chat.completions.create(
+        model="MODEL/novel", max_tokens=1, messages=[{"role": "user", "content": "w1"}]
+    )
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens_details is not None
+    assert reply.usage.prompt_tokens_details.cached_tokens == 2 * before
 
 
 def inspected(address: str, code: str) -> None:

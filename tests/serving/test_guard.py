@@ -114,9 +114,7 @@ def test_the_page_has_nothing_inline_and_nothing_from_elsewhere(client: TestClie
     for name, kind in FILES.items():
         answer = client.get(f"/{'' if name == 'index.html' else name}")
         assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
-        assert "//" not in answer.text.replace("// ", "") or name == "index.html"
-        assert "http:" not in answer.text
-        assert "https:" not in answer.text
+        assert "://" not in answer.text
         assert "innerHTML" not in answer.text
         if name != "index.html":
             assert f'"{name}"' in page

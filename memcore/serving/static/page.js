@@ -6,6 +6,7 @@
   const id = (name) => document.getElementById(name);
   const HEARD_EVERY = 1500; // milliseconds between two announcements of what was written
   let under_way = null; // AbortController of the question that is being answered
+  let opened = 0; // sessions opened so far: what comes late of an earlier one is not shown
 
   memcore.complain = (error) => {
     id("problem").textContent = error.message;
@@ -17,6 +18,7 @@
   }
 
   async function open(name) {
+    const turn = ++opened;
     at_ease();
     under_way?.abort();
     for (const button of id("sessions").querySelectorAll("button")) {
@@ -24,6 +26,7 @@
       else button.removeAttribute("aria-current");
     }
     const session = await source.session(name);
+    if (turn !== opened) return;
     memcore.exchanges.clear();
     id("progress").textContent = "";
     const shown = memcore.session.show(session);

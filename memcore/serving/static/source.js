@@ -82,5 +82,5 @@ const memcore = {};
   const whole = new Intl.NumberFormat("en");
   memcore.count = (number) => whole.format(number);
   memcore.counted = (number, one, many) => `${whole.format(number)} ${number === 1 ? one : many}`;
-  memcore.percent = (share) => `${(100 * share).toFixed(1)} %`;
+  memcore.percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 })();

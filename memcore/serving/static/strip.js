@@ -35,7 +35,7 @@
     lay();
     const pen = canvas.getContext("2d");
     const [line, uses, share, ink] = ["--line", "--uses", "--share", "--ink"].map(colour);
-    const most = Math.log1p(Math.max(1, ...cells.map((cell) => cell.retrievals)));
+    const most = Math.log1p(cells.reduce((highest, cell) => Math.max(highest, cell.retrievals), 1));
     const largest = shares ? Math.max(1e-9, ...shares.values()) : 1;
     const gap = size > 5 ? 1 : 0;
     pen.clearRect(0, 0, canvas.width, canvas.height);
