@@ -296,11 +296,15 @@ class MemoryBank:
 
         Raises:
             BackendError: the backend refuses the chunks; nothing has changed.
-            ChunkShapeError: ``usage`` is not of as many chunks; nothing has changed.
+            ChunkShapeError: ``usage`` is not of as many chunks, or not in order; nothing has changed.
             ReadOnlyError: the backend is read-only and the namespace not temporary.
         """
         if len(chunks) != usage.ids.numel():
             raise ChunkShapeError(f"{len(chunks)} chunks cannot be restored with the uses of {usage.ids.numel()}")
+        try:
+            usage_record.check_uses(usage.ids, (usage.last_used, usage.retrievals), next_id)
+        except ValueError as error:
+            raise ChunkShapeError(f"{len(chunks)} chunks cannot be restored with these uses: {error}") from error
         with torch.inference_mode(False), torch.no_grad():
             self._check_writable(namespace)
             replaced = self._find(namespace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -48,18 +48,24 @@ def pack(view: View, clock: int) -> bytes:
 
 def _check(held: Mapping[str, Tensor]) -> None:
     """Raise ValueError or KeyError unless these are tensors as :func:`pack` writes them."""
-    columns = [held[name] for name in ("ids", "backend_ids", "last_used", "retrievals")]
     numbers = held["next_id_clock_highest"]
-    if any(each.dtype != torch.int64 for each in (*columns, numbers)) or numbers.shape != (3,):
-        raise ValueError("ids and uses must be int64, and next id, clock and highest id three numbers")
-    if any(each.ndim != 1 or len(each) != len(columns[0]) for each in columns):
-        raise ValueError(f"ids and uses are of shapes {[list(each.shape) for each in columns]}")
+    if numbers.dtype != torch.int64 or numbers.shape != (3,):
+        raise ValueError("next id, clock and highest id must be three int64")
     next_id, clock, _ = numbers.tolist()
-    for ids in columns[:2]:
-        if len(ids) and (int(ids[0]) < 0 or not bool((ids.diff() > 0).all())):
-            raise ValueError("ids must be in order, each once")
-    if not (0 <= next_id < _LARGEST and 0 <= clock < _LARGEST) or (len(columns[0]) and int(columns[0][-1]) >= next_id):
-        raise ValueError(f"the next id is {next_id} and the clock {clock}")
+    if not 0 <= clock < _LARGEST:
+        raise ValueError(f"the clock is {clock}")
+    uses = (held["last_used"], held["retrievals"])
+    check_uses(held["ids"], uses, next_id)
+    check_uses(held["backend_ids"], uses, _LARGEST)
+
+
+def check_uses(ids: Tensor, uses: Sequence[Tensor], next_id: int) -> None:
+    """Raise ValueError unless ids are ``[N]`` int64, ascending, from 0 to below ``next_id``, and uses are as many."""
+    if any(each.dtype != torch.int64 or each.shape != (ids.numel(),) for each in (ids, *uses)):
+        raise ValueError(f"ids and uses must be int64 [N], got {[list(each.shape) for each in (ids, *uses)]}")
+    in_order = not len(ids) or (int(ids[0]) >= 0 and bool((ids.diff() > 0).all()) and int(ids[-1]) < next_id)
+    if not in_order or not 0 <= next_id <= _LARGEST:
+        raise ValueError(f"ids must be in order, each once, and less than the next one, {next_id}")
 
 
 def unpack(record: bytes | None, backend_ids: Tensor, shelf: Shelf) -> tuple[View, int, Tensor]:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memcore.cache import MemoryCache
 from memcore.chunk import ChunkBatch
+from memcore.errors import TrainingError
 from memcore.eviction import ChunkUsage
 from memcore.files import replacing
 
@@ -51,8 +53,17 @@ def load_memory(memory: Memory, path: Path, device: torch.device) -> MemoryCache
         memory: of a model with the same layers and configuration.
         path: of the file.
         device: where the model is.
+
+    Raises:
+        TrainingError: it cannot be read, or is that of another model or configuration.
     """
-    tensors = load_file(path)
+    try:
+        return _loaded(memory, load_file(path), device)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"the memory of a training in {path} cannot be read: {error!r}") from error
+
+
+def _loaded(memory: Memory, tensors: dict[str, Tensor], device: torch.device) -> MemoryCache:
     cache = MemoryCache.from_state(
         memory,
         {name.removeprefix("cache."): tensor for name, tensor in tensors.items() if name.startswith("cache.")},
