@@ -3,6 +3,7 @@
 
 (() => {
   const canvas = document.getElementById("strip");
+  const frame = document.getElementById("frame");
   const cursor = document.getElementById("cursor");
   const SIZES = [16, 14, 12, 10, 8, 6, 5, 4, 3, 2];
   const TALLEST = 168;
@@ -84,6 +85,10 @@
     canvas.dataset.lit = shares ? cells.filter((cell) => shares.has(cell.start)).map((cell) => cell.start).join(" ") : "";
   }
 
+  function place(start) {
+    return cells.findIndex((cell) => cell.start === start);
+  }
+
   function described() {
     const stored = cells.filter((cell) => cell.kind === "stored");
     if (shares) {
@@ -98,13 +103,22 @@
     );
   }
 
-  function choose(index, told = true) {
+  // Scrolls a long text to a cell.
+  function uncover(index) {
+    const top = Math.floor(index / columns) * size;
+    if (top < frame.scrollTop || top + size > frame.scrollTop + frame.clientHeight) {
+      frame.scrollTop = top - frame.clientHeight / 2;
+    }
+  }
+
+  function choose(index) {
     chosen = Math.max(0, Math.min(cells.length - 1, index));
     cursor.value = chosen;
     const cell = cells[chosen];
     if (cell) cursor.setAttribute("aria-valuetext", `position ${memcore.count(cell.start)}`);
     draw();
-    if (told && cell) listener(cell, chosen);
+    uncover(chosen);
+    if (cell) listener(cell, chosen);
   }
 
   canvas.addEventListener("click", (event) => {
@@ -139,11 +153,12 @@
     light(map) {
       shares = map;
       draw();
+      const [most] = map?.keys() ?? []; // the largest share comes first
+      if (most !== undefined) uncover(place(most));
     },
     goTo(start) {
-      choose(cells.findIndex((cell) => cell.start === start));
+      choose(place(start));
     },
-    piece: (start) => cells.findIndex((cell) => cell.start === start) + 1,
-    cells: () => cells,
+    piece: (start) => place(start) + 1,
   };
 })();
