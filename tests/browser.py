@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 FLAGS = (
     "--no-sandbox",  # which a container has no right to
@@ -31,6 +31,7 @@ def executable() -> str | None:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start it, without a window."""
+    expect.set_options(timeout=60_000)  # a slow machine is no failure
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=list(FLAGS), headless=True)
         try:

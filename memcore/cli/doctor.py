@@ -21,6 +21,8 @@ _PACKAGES = (
     "faiss-gpu",
     "hnswlib",
     "lmdb",
+    "starlette",
+    "uvicorn",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,9 +119,11 @@ def listen(
 
     token = token or new_token()
     listener = listening(host, port)
+    where = address(host, listener, token)
     if as_json:
-        print_json({"address": address(host, listener, token), "path": path})
+        print_json({"address": where, "path": path})
+        sys.stdout.flush()  # to whom it is piped needs it before the end
     else:
-        console.print(address(host, listener, token), soft_wrap=True)
+        console.print(where, soft_wrap=True)
     notes.print("Open this address; Ctrl-C ends it.", style="dim")
     run(application(contents, served, token=token, path=path, host=host, names=names), listener)

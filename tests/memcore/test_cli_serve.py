@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -40,14 +41,15 @@ def memory(tiny_folder: str, tmp_path_factory: Any) -> Path:
 def started(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start a server in a process of its own, and give the address that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from memcore.cli import app; app()", *arguments, "--port", "0"],
+        [sys.executable, "-c", "from memcore.cli import app; app()", *arguments, "--port", "0", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", address), process.communicate()
-        yield address, process
+        lines = iter(process.stdout.readline, "")
+        told = json.loads("".join(itertools.takewhile(lambda line: line != "}\n", lines)) + "}")
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", told["address"])
+        yield told["address"], process
     finally:
         process.kill()
         process.wait()
@@ -127,7 +129,8 @@ def inspected(address: str, code: str) -> None:
 def test_inspect_writes_a_report(memory: Path, tmp_path: Path) -> None:
     both, one = tmp_path / "both.html", tmp_path / "one.html"
     assert run("inspect", str(memory), "--html", str(both)).exit_code == 0
-    assert run("inspect", str(memory), "other", "--html", str(one)).exit_code == 0
+    told = run("inspect", str(memory), "other", "--html", str(one), "--json")
+    assert json.loads(told.stdout) == {"path": str(memory), "written": str(one)}
     assert [each["session"]["name"] for each in recorded(both)["sessions"]] == ["book", "other"]
     assert [each["session"]["name"] for each in recorded(one)["sessions"]] == ["other"]
 
