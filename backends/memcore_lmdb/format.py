@@ -89,9 +89,10 @@ def unpack_counter(value: bytes | memoryview | None) -> int:
     what = "the counter of namespaces"
     if value is None:
         raise CorruptedError(f"{what} is missing")
-    number = int.from_bytes(unseal(value, what), "little")
-    if not 1 <= number < _LARGEST:
-        raise CorruptedError(f"{what} is {number}, which is none")
+    content = unseal(value, what)
+    number = int.from_bytes(content[: _CHECKSUM.size], "little")
+    if len(content) != _CHECKSUM.size or not 1 <= number < _LARGEST:
+        raise CorruptedError(f"{what} is no number of a namespace, in {len(content)} bytes")
     return number
 
 
