@@ -42,8 +42,8 @@ class Tokenizers:
 
         self._tried.add(name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-        except (OSError, ValueError, KeyError):  # it is not there, or of a kind that transformers does not know
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        except Exception:  # it is not there, or no tokenizer: what a memory names may be anything
             return False
         self._known[tokenizer_fingerprint(tokenizer)] = tokenizer
         return True

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from serving_memory import MARKUP, long_text
+from character_tokenizer import character_tokenizer
+from serving_memory import CONFIG, MARKUP, long_text
 from starlette.testclient import TestClient
+from tiny_models import tiny_model
 
+import memcore
 from memcore import Session
 from memcore.serving.app import application
 from memcore.serving.served_model import ServedModel
@@ -57,6 +60,18 @@ def test_chunks_begin_where_the_page_takes_them_to_begin(client: TestClient, mod
         namespace = info.namespace(layer)
         ids = bank.ids(namespace)
         assert bank.fetch(namespace, ids).starts.tolist() == (sinks + ids * size).tolist()
+
+
+def test_what_was_evicted_is_told() -> None:
+    tokenizer = character_tokenizer()
+    model = memcore.wrap(tiny_model("llama"), **CONFIG, capacity=160)
+    Session(model, "book", tokenizer).ingest(long_text())
+    told = SessionContents(model.memory.sessions, lambda _: tokenizer).session("book")
+    gone = [layer["stored"] - layer["chunks"] for layer in told["layers"]]
+    assert min(gone) > 0
+    assert len(told["held"]) == told["layers"][0]["stored"]
+    assert sum(told["held"]) == sum(layer["chunks"] for layer in told["layers"]) == told["chunks"]
+    assert 0 in told["held"]
 
 
 def test_the_pieces_are_the_text(client: TestClient, model: ServedModel) -> None:
