@@ -42,6 +42,7 @@ _FORMAT: Final = "memcore lmdb"
 _NUMBER: Final = struct.Struct(">cQ")
 _ID: Final = struct.Struct(">cQQ")
 _CHECKSUM: Final = struct.Struct("<Q")
+_COUNTER: Final = struct.Struct("<Q")
 _LENGTH: Final = struct.Struct("<I")
 _LARGEST: Final = (1 << 63) - 1
 _MOST_BYTES: Final = (1 << 32) - 1
@@ -90,10 +91,10 @@ def unpack_counter(value: bytes | memoryview | None) -> int:
     if value is None:
         raise CorruptedError(f"{what} is missing")
     content = unseal(value, what)
-    number = int.from_bytes(content[: _CHECKSUM.size], "little")
-    if len(content) != _CHECKSUM.size or not 1 <= number < _LARGEST:
+    number = _COUNTER.unpack(content)[0] if len(content) == _COUNTER.size else 0
+    if not 1 <= number < _LARGEST:
         raise CorruptedError(f"{what} is no number of a namespace, in {len(content)} bytes")
-    return number
+    return int(number)
 
 
 def keys_from(cursor: Any, prefix: bytes) -> Iterator[bytes]:
