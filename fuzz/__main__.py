@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -14,15 +15,17 @@ with atheris.instrument_imports(include=["memcore", "memcore_lmdb", "memcore_hns
     import torch
 
     from fuzz.catalogue import TARGETS, target
+    from fuzz.mutation import mutated
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 """What atheris has found to lead to other branches, a folder for each target."""
 
 _LIMITS: Final = (
+    "-len_control=0",
+    "-max_len=200000",
     "-timeout=60",
     "-rss_limit_mb=4096",
     "-malloc_limit_mb=2048",
-    "-max_len=200000",
     "-print_final_stats=1",
 )
 
@@ -39,9 +42,20 @@ def main() -> None:
     folder = tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None)
     with atheris.instrument_imports(include=["memcore", "memcore_lmdb", "memcore_hnswlib"]):
         made = target(name, Path(folder))
-    for number, seed in enumerate(made.seeds()):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    atheris.Setup([sys.argv[0], *_LIMITS, *sys.argv[2:], str(corpus)], made.read)
+    seeds = made.seeds()
+
+    def change(data: bytes, longest: int, seed: int) -> bytes:
+        # libFuzzer keeps one of several seeds that lead to the same branches, as whole files of a memory all do.
+        choice = Random(seed)
+        data = choice.choice(seeds) if choice.random() < 0.5 else data
+        if choice.random() < 0.5:
+            return mutated(data, choice, seeds)[:longest]
+        changed: bytes = atheris.Mutate(data, longest)
+        return changed
+
+    for number, each in enumerate(seeds):
+        (corpus / f"seed-{number}").write_bytes(each)
+    atheris.Setup([sys.argv[0], *_LIMITS, *sys.argv[2:], str(corpus)], made.read, custom_mutator=change)
     atheris.Fuzz()
 
 
