@@ -12,7 +12,7 @@ import attrs
 import torch
 from starlette.requests import Request
 
-from memcore.options import describe
+from memcore.options import describe, unknown_field
 from memcore.serving.errors import RequestError
 from memcore.transcript import Message
 
@@ -144,7 +144,7 @@ def ask_request(values: Mapping[str, object]) -> AskRequest:
     known = {"session", "question", "max_new_tokens", "temperature", "top_p", "seed"}
     for name in values:
         if name not in known:
-            raise RequestError(f"unknown field {name!r} (the fields are {', '.join(sorted(known))})", param=name)
+            raise RequestError(unknown_field(name, known), param=name)
     return AskRequest(
         session=_text(values, "session"),
         question=_text(values, "question"),
