@@ -16,6 +16,7 @@ _NEEDS: Final = {
     "memories": "lmdb",
     "pages": "lmdb",
     "records": "safetensors",
+    "requests": "starlette",
     "texts": "safetensors",
 }
 """What must be installed for each."""
