@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from memcore.files import parse_json
 from memcore.training.configuration import StageConfig, TrainingConfig
 from memcore.training.interruption import Interruption
 from memcore.training.log import EVALUATION, LOSS, TrainingLog
@@ -217,7 +217,7 @@ def _latest(folder: Path) -> Path | None:
 
 def _whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # what is written last
+        parse_json((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # what is written last
     except (OSError, ValueError):
         return False
     return True
