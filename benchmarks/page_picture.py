@@ -17,7 +17,7 @@ import memcore
 from memcore.demo.text import choose_facts, first_tokens, hide, language_reference
 from memcore.demo.weights import NAME, demo_model_path
 from memcore.reader import load_model
-from memcore.serving.app import application
+from memcore.serving.app import Application
 from memcore.serving.guard import new_token
 from memcore.serving.run import address, listening, serve
 from memcore.serving.served_model import ServedModel
@@ -43,7 +43,7 @@ def main() -> None:
     contents = SessionContents(served.memory.sessions, Tokenizers(tokenizer))
     token, listener = new_token(), listening("127.0.0.1", 0)
     servers: list[Any] = []
-    app = application(contents, served, token=token)
+    app = Application(contents, served, token=token)
     thread = threading.Thread(target=serve, args=(app, listener), kwargs={"begun": servers.append})
     thread.start()
     try:

@@ -112,7 +112,7 @@ def listen(
     as_json: bool = False,
 ) -> None:
     """Serve until Ctrl-C, and say where."""
-    from memcore.serving.app import application
+    from memcore.serving.app import Application
     from memcore.serving.guard import new_token
     from memcore.serving.run import address, listening
     from memcore.serving.run import serve as run
@@ -126,4 +126,4 @@ def listen(
     else:
         console.print(where, soft_wrap=True)
     notes.print("Open this address; Ctrl-C ends it.", style="dim")
-    run(application(contents, served, token=token, path=path, host=host, names=names), listener)
+    run(Application(contents, served, token=token, path=path, host=host, names=names), listener)

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from memcore.errors import MemcoreError
 from memcore.serving import errors
@@ -26,44 +27,56 @@ _GONE: Final = 499
 """Status for a client that does not hear it."""
 
 
-def application(
-    contents: SessionContents,
-    served: ServedModel | None,
-    *,
-    token: str,
-    path: str = "",
-    host: str = "127.0.0.1",
-    names: Iterable[str] = (),
-    waiting: int = 16,
-) -> Guard:
-    """Make the application.
+class Application:
+    """The application, behind its guard."""
 
-    Args:
-        contents: the sessions to show.
-        served: the model to ask; None for none.
-        token: what a client must know.
-        path: of the memory, as it is shown.
-        host: what the server will listen on.
-        names: further names that it goes by.
-        waiting: requests that may wait for the model.
-    """
-    queue = OneAtATime(waiting)
+    def __init__(
+        self,
+        contents: SessionContents,
+        served: ServedModel | None,
+        *,
+        token: str,
+        path: str = "",
+        host: str = "127.0.0.1",
+        names: Iterable[str] = (),
+        waiting: int = 16,
+    ) -> None:
+        """Make it.
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        queue.close()
+        Args:
+            contents: the sessions to show.
+            served: the model to ask; None for none.
+            token: what a client must know.
+            path: of the memory, as it is shown.
+            host: what the server will listen on.
+            names: further names that it goes by.
+            waiting: requests that may wait for the model.
+        """
+        self._queue = queue = OneAtATime(waiting)
 
-    routes = [Route(f"/{'' if name == 'index.html' else name}", _file, name=name) for name in FILES]
-    routes += Api(contents, served, queue, path).routes()
-    if served is not None:
-        routes += ChatCompletions(served, queue).routes()
-    app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={MemcoreError: _told, HTTPException: _unserved, ClientDisconnect: _gone},
-    )
-    return Guard(app, token=token, host=host, names=names)
+        @asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            yield
+            queue.close()
+
+        routes = [Route(f"/{'' if name == 'index.html' else name}", _file, name=name) for name in FILES]
+        routes += Api(contents, served, queue, path).routes()
+        if served is not None:
+            routes += ChatCompletions(served, queue).routes()
+        app = Starlette(
+            routes=routes,
+            lifespan=lifespan,
+            exception_handlers={MemcoreError: _told, HTTPException: _unserved, ClientDisconnect: _gone},
+        )
+        self._guarded = Guard(app, token=token, host=host, names=names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        await self._guarded(scope, receive, send)
+
+    def stop(self) -> None:
+        """End answers that are being written, where they are, as the server is about to end."""
+        self._queue.stop()
 
 
 async def _file(request: Request) -> Response:

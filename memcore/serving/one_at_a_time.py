@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from memcore.errors import MemcoreError
@@ -33,7 +33,8 @@ class OneAtATime:
 
     def __init__(self, waiting: int = 16) -> None:
         self._waiting: Final = waiting
-        self._inside = 0
+        self._inside: dict[Future[None], threading.Event] = {}
+        self._ending = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memcore-serving")
 
     async def run(self, work: Work[T]) -> AsyncGenerator[T]:
@@ -42,13 +43,16 @@ class OneAtATime:
         If the generator is closed before its end, the work is told to stop, or not begun.
 
         Raises:
-            RequestError: too many are waiting.
+            RequestError: too many are waiting, or :meth:`stop` was called.
             MemcoreError: what the work raised.
         """
-        if self._inside > self._waiting:
+        inside = len(self._inside)
+        if inside > self._waiting:
             raise RequestError(
-                f"{self._inside} requests are being served or wait already; try again later", status=503, code="busy"
+                f"{inside} requests are served or wait already; try again later", status=503, code="busy"
             )
+        if self._ending:
+            raise _ending()
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[T | Future[None]] = asyncio.Queue()
         stopped = threading.Event()
@@ -59,24 +63,38 @@ class OneAtATime:
 
         def leave(done: Future[None]) -> None:
             def left() -> None:
-                self._inside -= 1
+                del self._inside[done]
                 told.put_nowait(done)
 
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(left)
 
-        self._inside += 1
         future = self._thread.submit(work, tell, stopped)
+        self._inside[future] = stopped
         future.add_done_callback(leave)
         try:
             while not isinstance(result := await told.get(), Future):
                 yield result
-            with contextlib.suppress(CancelledError, StoppedError):
+            if result.cancelled():
+                raise _ending()
+            with contextlib.suppress(StoppedError):
                 result.result()
         finally:
             stopped.set()
             future.cancel()
 
+    def stop(self) -> None:
+        """Tell the work under way to stop, give up what waits, and begin nothing more."""
+        self._ending = True
+        for future, stopped in list(self._inside.items()):
+            stopped.set()
+            future.cancel()
+
     def close(self) -> None:
-        """Begin nothing more, and wait for what is under way."""
+        """Stop, and wait for what is under way."""
+        self.stop()
         self._thread.shutdown(cancel_futures=True)
+
+
+def _ending() -> RequestError:
+    return RequestError("the server is about to end", status=503, code="ending")

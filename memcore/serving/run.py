@@ -10,7 +10,7 @@ from typing import Final
 import uvicorn
 
 from memcore.errors import ConfigError
-from memcore.serving.guard import Guard
+from memcore.serving.app import Application
 
 _GRACE: Final = 2
 """Seconds that answers under way get when the server is told to end."""
@@ -39,7 +39,21 @@ def address(host: str, listener: socket.socket, token: str) -> str:
     return f"http://{name}:{listener.getsockname()[1]}/?token={token}"
 
 
-def serve(app: Guard, listener: socket.socket, *, begun: Callable[[uvicorn.Server], None] = lambda _: None) -> None:
+class _Server(uvicorn.Server):
+    """Ends answers before it waits for their end."""
+
+    def __init__(self, config: uvicorn.Config, app: Application) -> None:
+        super().__init__(config)
+        self._application = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._application.stop()
+        await super().shutdown(sockets)
+
+
+def serve(
+    app: Application, listener: socket.socket, *, begun: Callable[[uvicorn.Server], None] = lambda _: None
+) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
@@ -54,9 +68,10 @@ def serve(app: Guard, listener: socket.socket, *, begun: Callable[[uvicorn.Serve
         access_log=False,
         ws="none",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, app)
     begun(server)
     # uvicorn ends in order and then raises what it was ended by.
     with listener, contextlib.suppress(KeyboardInterrupt):

@@ -83,7 +83,7 @@ def test_what_docs_serve_md_says_can_be_done(
             check_command(words)
         else:
             with started(*words[1:]) as (address, process):
-                {"serve": served, "inspect": inspected}[words[1]](address, code)
+                _under_way = {"serve": served, "inspect": inspected}[words[1]](address, code)
                 process.send_signal(signal.SIGINT)
                 _, errors = process.communicate(timeout=60)
                 assert process.returncode == 0, errors
@@ -99,8 +99,8 @@ def test_what_docs_serve_md_says_can_be_done(
         assert len(session["exchanges"]) == exchanges
 
 
-def served(address: str, code: str) -> None:
-    """See that a server does what the page says, also once another process has read on."""
+def served(address: str, code: str) -> object:
+    """See that a server does what the page says, also once another process has read on, and leave a reply under way."""
     told = get(address, "/api/v1/memory")
     assert (told["model"], told["path"]) == ("MODEL", "memory")
     assert [each["name"] for each in told["sessions"]] == ["novel"]
@@ -117,6 +117,11 @@ def served(address: str, code: str) -> None:
     assert reply.usage is not None
     assert reply.usage.prompt_tokens_details is not None
     assert reply.usage.prompt_tokens_details.cached_tokens == 2 * before
+    endless = client.chat.completions.create(
+        model="MODEL", max_tokens=1_000_000, messages=[{"role": "user", "content": "w1"}], stream=True
+    )
+    next(iter(endless))
+    return endless
 
 
 def inspected(address: str, code: str) -> None:

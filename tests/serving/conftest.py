@@ -11,7 +11,7 @@ import pytest
 from serving_memory import served
 from starlette.testclient import TestClient
 
-from memcore.serving.app import application
+from memcore.serving.app import Application
 from memcore.serving.run import address, listening, serve
 from memcore.serving.served_model import ServedModel
 from memcore.serving.tokenizers import Tokenizers
@@ -38,7 +38,7 @@ def contents(model: ServedModel) -> SessionContents:
 
 @pytest.fixture
 def app(model: ServedModel, contents: SessionContents, token: str) -> Any:
-    return application(contents, model, token=token, path="a/memory")
+    return Application(contents, model, token=token, path="a/memory")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def url(model: ServedModel, contents: SessionContents, token: str) -> Iterator[s
     listener = listening("127.0.0.1", 0)
     where = address("127.0.0.1", listener, token)
     servers: list[Any] = []
-    app = application(contents, model, token=token, path="a/memory")
+    app = Application(contents, model, token=token, path="a/memory")
     thread = threading.Thread(target=serve, args=(app, listener), kwargs={"begun": servers.append})
     thread.start()
     while not (servers and servers[0].started):

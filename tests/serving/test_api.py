@@ -15,7 +15,7 @@ from tiny_models import tiny_model
 
 import memcore
 from memcore import Session
-from memcore.serving.app import application
+from memcore.serving.app import Application
 from memcore.serving.served_model import ServedModel
 from memcore.session_contents import SessionContents
 
@@ -176,7 +176,7 @@ def test_what_is_wrong_with_an_address_is_said(client: TestClient, query: str) -
 
 
 def test_without_a_model_the_sessions_are_shown_and_nothing_can_be_asked(contents: SessionContents, token: str) -> None:
-    app = application(contents, None, token=token)
+    app = Application(contents, None, token=token)
     with TestClient(app, base_url="http://127.0.0.1", headers={"authorization": f"Bearer {token}"}) as client:
         assert client.get("/api/v1/memory").json()["model"] is None
         assert client.get("/api/v1/session", params={"name": "book"}).status_code == 200

@@ -11,7 +11,7 @@ import pytest
 from serving_memory import MARKUP, long_text
 
 from memcore import Chat
-from memcore.serving.app import application
+from memcore.serving.app import Application
 from memcore.serving.served_model import ServedModel
 
 HI = [{"role": "user", "content": "Hi there"}]
@@ -196,7 +196,7 @@ def test_conversations_at_once_are_served_in_turn(client: Any) -> None:
 def test_more_than_may_wait_are_told_to_come_back(model: ServedModel, contents: Any, token: str) -> None:
     from starlette.testclient import TestClient
 
-    app = application(contents, model, token=token, waiting=0)
+    app = Application(contents, model, token=token, waiting=0)
     body = {"model": "tiny", "messages": HI, "max_tokens": 60}
     with TestClient(app, base_url="http://127.0.0.1", headers={"authorization": f"Bearer {token}"}) as here:
         answers: list[Any] = []

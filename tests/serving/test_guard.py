@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from memcore.errors import ConfigError
-from memcore.serving.app import application
+from memcore.serving.app import Application
 from memcore.serving.guard import check_token, is_loopback, new_token
 from memcore.serving.page import FILES
 
@@ -79,7 +79,7 @@ def test_its_own_names_are_served(client: TestClient, host: str) -> None:
 def test_names_of_a_server_that_others_reach(
     model: Any, contents: Any, token: str, host: str, names: list[str], asked: str, status: int
 ) -> None:
-    app = application(contents, model, token=token, host=host, names=names)
+    app = Application(contents, model, token=token, host=host, names=names)
     with TestClient(app, base_url="http://127.0.0.1", headers={"authorization": f"Bearer {token}"}) as client:
         assert client.get("/v1/models", headers={"host": asked}).status_code == status
 

@@ -116,3 +116,26 @@ def test_more_than_may_wait_are_refused_until_there_is_room() -> None:
         assert await everything(queue, lambda tell, _: tell("served")) == ["served"]
 
     asyncio.run(main())
+
+
+def test_when_it_is_to_end_work_stops_and_what_waits_is_given_up() -> None:
+    def endless(tell: Tell, stopped: threading.Event) -> None:
+        tell("begun")
+        assert stopped.wait(30)
+        tell("as far as it came")
+
+    async def main() -> None:
+        queue = OneAtATime()
+        running = queue.run(endless)
+        assert await anext(running) == "begun"
+        waiting = asyncio.ensure_future(everything(queue, endless))
+        await asyncio.sleep(0)
+        queue.stop()
+        assert [result async for result in running] == ["as far as it came"]
+        for given_up in (waiting, everything(queue, endless)):
+            with pytest.raises(RequestError, match="about to end") as refused:
+                await given_up
+            assert refused.value.status == 503
+        queue.close()
+
+    asyncio.run(main())
