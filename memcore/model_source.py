@@ -55,7 +55,7 @@ def check_device(device: str) -> None:
         if not count:
             why = "finds no GPU" if torch.version.cuda or torch.version.hip else "was built without CUDA"
             raise ConfigError(f"device {device!r} cannot be used: this torch {why} (see `memcore doctor`); use 'cpu'")
-        if index is not None and index >= count:
+        if index is not None and index >= count:  # type: ignore[redundant-expr]  # torch says that it is always there
             raise ConfigError(f"there is no device {device!r}: there are {count}, the first of them 'cuda:0'")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device {device!r} cannot be used: this machine or this torch has no such GPU; use 'cpu'")

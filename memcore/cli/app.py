@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -46,10 +47,11 @@ class _Group(TyperGroup):
 
     def main(self, args: Any = None, *more: Any, standalone_mode: bool = True, **named: Any) -> Any:
         self._as_json = "--json" in (sys.argv[1:] if args is None else args)
-        if not (self._as_json and standalone_mode):
-            return super().main(args, *more, standalone_mode=standalone_mode, **named)
+        named["standalone_mode"] = standalone_mode and not self._as_json
+        if named["standalone_mode"] or not standalone_mode:
+            return super().main(args, *more, **named)
         try:
-            code = super().main(args, *more, standalone_mode=False, **named)
+            code = super().main(args, *more, **named)
         except _USAGE_ERROR as error:
             failures.show("UsageError", error.format_message(), as_json=True)
             code = error.exit_code
@@ -66,10 +68,10 @@ class _Group(TyperGroup):
             failures.show("Interrupted", message, as_json=self._as_json, style="yellow", label="interrupted: ")
             raise typer.Exit(failures.INTERRUPTED) from error
         except Exception as error:
-            message = failures.told(error)
-            if message is None or ctx.params.get("debug"):
+            told = failures.told(error)
+            if told is None or ctx.params.get("debug"):
                 raise
-            failures.show(type(error).__name__, message, as_json=self._as_json)
+            failures.show(type(error).__name__, told, as_json=self._as_json)
             raise typer.Exit(failures.FAILED) from error
 
 
@@ -117,6 +119,10 @@ def main(
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         context.with_resource(warnings_in_a_line())
+    for stream in (sys.stdout, sys.stderr):
+        # Windows writes to pipes in an encoding that lacks most characters; a model may say any.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet contradict each other")
     if quiet:

@@ -82,8 +82,9 @@ def undone() -> Iterator[None]:
     registry.cache_clear()
     yield
     registry.cache_clear()
-    for each, (each.level, each.propagate, each.handlers) in zip(loggers, before, strict=True):
-        each.setLevel(each.level)  # forgets what was cached of the other one
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.propagate, logger.handlers = propagate, handlers
+        logger.setLevel(level)  # forgets what was cached of the other one
 
 
 def wrapped(tiny: str) -> dict[str, Any]:

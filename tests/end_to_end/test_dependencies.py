@@ -34,7 +34,7 @@ def requirements(*extras: str) -> Iterator[Requirement]:
 
 def pinned(text: str) -> dict[str, set[Version]]:
     """Return the releases that a file of pins has of each distribution; of some there is another for another Python."""
-    found = defaultdict(set)
+    found: dict[str, set[Version]] = defaultdict(set)
     for name, release in re.findall(r"^([\w.-]+)==([^\s;]+)", text, flags=re.MULTILINE):
         found[canonicalize_name(name)].add(Version(release))
     return found

@@ -274,7 +274,7 @@ Mistake = Callable[[Any, dict[str, str]], object]
         # a configuration
         (lambda _, __: wrapped(windw=64), memcore.ConfigError, "'windw', did you mean 'window'"),
         (lambda _, __: wrapped(window="64"), memcore.ConfigError, "window must be an integer.*got '64' .str."),
-        (lambda _, __: memcore.MemoryConfig("lmdb"), memcore.ConfigError, "its fields by name.*got 'lmdb'"),  # type: ignore[misc]
+        (lambda _, __: memcore.MemoryConfig("lmdb"), memcore.ConfigError, "its fields by name.*got 'lmdb'"),  # type: ignore[call-arg]
         (lambda _, __: memcore.wrap(tiny_model("llama"), 3), memcore.ConfigError, "must be a MemoryConfig.*got 3"),  # type: ignore[arg-type]
         (lambda _, __: memcore.wrap(tiny_model("llama"), "lmdb"), memcore.ConfigError, "ends in .toml.*got 'lmdb'"),
         (lambda _, __: wrapped(backend_options="x"), memcore.ConfigError, "backend_options must be a mapping"),
