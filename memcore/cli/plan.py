@@ -152,7 +152,7 @@ def _known(memory: MemoryConfig, tokens: int, as_json: bool) -> None:
         "a token",
         f"{amount} tokens",
         "in int8",
-        "full attention",
+        "full cache",
         box=None,
         pad_edge=False,
     )

@@ -50,9 +50,14 @@ class LocalBytes:
     working: int
 
     @property
+    def state(self) -> int:
+        """What a session keeps of it on disk, to go on from."""
+        return self.window + self.retrieved + self.sliding
+
+    @property
     def total(self) -> int:
         """All of it."""
-        return self.window + self.retrieved + self.joined + self.sliding + self.working
+        return self.state + self.joined + self.working
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from collections.abc import Iterator
@@ -149,7 +150,7 @@ def model_shape(config: PreTrainedConfig, memory: MemoryConfig, *, dtype: str = 
         UnsupportedModelError: the model can have no memory.
         ConfigError: the memory does not fit the model, or there is no such dtype.
     """
-    model = _without_weights(config, _dtype(dtype, config))
+    model = _without_weights(copy.deepcopy(config), _dtype(dtype, config))  # wrapping writes to it
     planned = attrs.evolve(memory, backend="exact", backend_options={})
     adapter = AutoAdapter(planned).adapter_for(model)
     with warnings.catch_warnings(record=True) as caught:

@@ -207,7 +207,8 @@ def _places(costs: Costs, budgets: Budgets) -> tuple[Place, ...]:
         places.append(Place(name="GPU", parts=_some(gpu), budget=budgets.gpu))
     places.append(Place(name="RAM", parts=_some(ram), budget=budgets.ram))
     if costs.bank.disk:
-        places.append(Place(name="disk", parts={_MEMORY: costs.bank.disk}, budget=budgets.disk))
+        disk = {_MEMORY: costs.bank.disk, "state of the sessions": local.state}
+        places.append(Place(name="disk", parts=disk, budget=budgets.disk))
     return tuple(places)
 
 

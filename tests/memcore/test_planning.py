@@ -190,6 +190,13 @@ def test_a_family_without_an_adapter_is_refused_as_by_wrap() -> None:
         model_shape(T5Config(d_model=16, num_layers=1, vocab_size=20), SMALL)
 
 
+def test_the_configuration_given_stays_as_it_was() -> None:
+    config = tiny_config("llama")
+    before = config.to_dict()
+    assert model_shape(config, SMALL) == model_shape(config, SMALL)
+    assert config.to_dict() == before
+
+
 def test_layers_that_the_model_does_not_have_are_refused() -> None:
     with pytest.raises(ConfigError, match="cannot have a memory in this model"):
         model_shape(tiny_config("llama"), attrs.evolve(SMALL, layers=(7,)))
