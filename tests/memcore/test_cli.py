@@ -178,13 +178,13 @@ def test_a_file_that_is_no_text_is_refused(tiny_folder: str, tmp_path: Path) -> 
     (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
     result = run("ask", tiny_folder, "--file", str(tmp_path / "image"), "--question", "w1")
     assert result.exit_code == 1
-    assert "is not UTF-8 text" in result.stderr
+    assert "as UTF-8 text" in result.stderr
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     result = ask(str(tmp_path / "none"))
     assert result.exit_code == 1
-    assert "cannot load" in result.stderr
+    assert "there is no folder" in result.stderr
 
 
 def test_debug_shows_the_traceback(tiny_folder: str) -> None:
