@@ -62,7 +62,7 @@ def test_the_same_command_goes_on_where_it_was_interrupted(
         patched.setattr(module._Steps, "on_step_end", interrupting)
         result = run("train", str(configuration))
     assert result.exit_code == 130
-    assert "interrupted; the same command goes on" in result.output
+    assert "interrupted: the same command goes on" in result.output
     result = run("train", str(configuration), "--resume")
     assert result.exit_code == 0, result.output
     steps = [json.loads(line)["step"] for line in (configuration.parent / "out" / "log.jsonl").read_text().splitlines()]
