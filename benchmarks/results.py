@@ -140,28 +140,41 @@ plan = {{ first_layer = 6, lora_rank = 16 }}
 Tables = Callable[[Mapping[str, Any]], str]
 
 
-def perplexity_table(record: Mapping[str, Any]) -> str:
-    """Return perplexities, and in brackets how many times full attention's they are, if that was measured."""
-    results = record["results"]
+def perplexity_table(results: dict[str, Any], reference: str) -> str:
+    """Return perplexities, and in brackets how many times those of a way of reading they are, if that was measured."""
     ways = list(dict.fromkeys(key.rpartition(" / ")[2] for key in results))
     table = perplexities(results, ways)
     contexts = sorted(next(iter(table.values())))
     rows = []
     for way in ways:
-        cells, ratios = [], relative(results, way, "full") if "full" in ways else {}
-        for context in contexts:
-            ratio = (
-                f" ({ratios[context][0]:.3f} ± {ratios[context][1]:.3f})" if context in ratios and way != "full" else ""
-            )
-            cells.append(f"{table[way][context]:.2f}{ratio}")
+        ratios = relative(results, way, reference) if reference in ways and way != reference else {}
+        cells = [
+            f"{table[way][context]:.2f}"
+            + (f" ({ratios[context][0]:.3f} ± {ratios[context][1]:.3f})" if context in ratios else "")
+            for context in contexts
+        ]
         rows.append([way, *cells])
     return markdown_table(["", *(f"{context:,}" for context in contexts)], rows)
 
 
-def passkey_table(record: Mapping[str, Any]) -> str:
+def trained_together(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the results of several trained models as those of one, with the model before the way of reading.
+
+    Of what was trained without memory, reading with memory is reading with the window and the first tokens.
+    """
+    together = {}
+    for name, results in records.items():
+        for key, result in results.items():
+            text, _, way = key.rpartition(" / ")
+            if (name, way) != ("window-only", "memory"):
+                together[f"{text} / {name}, read as {way}"] = result
+    return together
+
+
+def passkey_table(results: dict[str, Any]) -> str:
     """Return pass-keys found, by kind, way and length."""
     counts: dict[tuple[str, str], dict[int, list[bool]]] = {}
-    for key, result in record["results"].items():
+    for key, result in results.items():
         kind, length, _, _, way = key.split(" / ")
         counts.setdefault((kind, way), {}).setdefault(int(length), []).append(result["found"])
     lengths = sorted({length for row in counts.values() for length in row})
@@ -178,7 +191,7 @@ def icl_table(folder: Path) -> str:
 
     rows, ways = [], []
     for path in sorted(folder.glob("icl-*.json")):
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        results = results_in(path)
         ways = list(dict.fromkeys(key.rpartition(" / ")[2] for key in results))
         seeds = min(sum(key.endswith(f" / {way}") for key in results) for way in ways)
         cells = summary(results, ways, seeds).values()
@@ -188,15 +201,30 @@ def icl_table(folder: Path) -> str:
     return markdown_table(["", *ways], rows)
 
 
+def results_in(path: Path) -> dict[str, Any]:
+    """Return the results of a record."""
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return results
+
+
 def made() -> dict[str, str]:
-    """Return the page's tables, by study, of those studies that have been run."""
+    """Return the page's tables, by study, of those studies that have been run; those of trained models share one."""
     tables = {}
+    trained = {}
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        for name, table in (("ppl.json", perplexity_table), ("passkey.json", passkey_table)):
-            if (folder / name).exists():
-                tables[folder.name] = table(json.loads((folder / name).read_text(encoding="utf-8")))
+        name = folder.name.removeprefix("perplexity-")
+        if (folder / "ppl.json").exists():
+            results = results_in(folder / "ppl.json")
+            if name in TRAINED_LAYERS:
+                trained[name] = results
+            else:
+                tables[folder.name] = perplexity_table(results, "full")
+        if (folder / "passkey.json").exists():
+            tables[folder.name] = passkey_table(results_in(folder / "passkey.json"))
         if list(folder.glob("icl-*.json")):
             tables[folder.name] = icl_table(folder)
+    if trained:
+        tables["trained"] = perplexity_table(trained_together(trained), "window-only, read as streaming")
     return tables
 
 
