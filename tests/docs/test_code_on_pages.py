@@ -195,7 +195,11 @@ RUN = [page for page in PAGES if name(page) not in ELSEWHERE and blocks(page)]
 @pytest.mark.usefixtures("world", "undone")
 @pytest.mark.timeout(900)  # a busy machine
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, id=name(p), marks=[pytest.mark.slow] if name(p) in SLOW else []) for p in RUN]
+    "page",
+    [
+        pytest.param(p, id=name(p), marks=[pytest.mark.slow, pytest.mark.tutorial] if name(p) in SLOW else [])
+        for p in RUN
+    ],
 )
 def test_the_code_on_the_page_runs(page: Path, tiny_folder: str, unwrapped: list[Any]) -> None:
     given = GIVEN.get(name(page))
