@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests choose their own width, which rich takes from here once and for all when the command line is first imported.
+os.environ.pop("COLUMNS", None)
+
 # A slow machine is no failure, and CI must fail the same way twice.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

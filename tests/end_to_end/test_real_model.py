@@ -48,7 +48,7 @@ def test_inside_the_window_logits_are_bit_identical(loaded: Loaded) -> None:
 @torch.no_grad()
 def test_full_recall_equals_full_attention(loaded: Loaded) -> None:
     model, tokenizer = loaded
-    ids = reading(tokenizer, 1200)
+    ids = reading(tokenizer, 800)
     expected = model(ids).logits
     memcore.wrap(model, attrs.evolve(CONFIG, top_k=10_000, positions="original"))
     logits = model(ids).logits
@@ -61,18 +61,18 @@ def test_full_recall_equals_full_attention(loaded: Loaded) -> None:
 def test_changing_later_tokens_changes_no_earlier_logit(loaded: Loaded) -> None:
     model, tokenizer = loaded
     memcore.wrap(model, CONFIG)
-    ids = reading(tokenizer, 1000)
+    ids = reading(tokenizer, 700)
     logits = model(ids).logits
-    for t in (255, 600, 985):
+    for t in (255, 500, 685):
         changed = ids.clone()
         changed[:, t + 1 :] = changed[:, t + 1 :].flip(dims=(1,))
         assert torch.equal(model(changed).logits[:, : t + 1], logits[:, : t + 1])
 
 
 def with_a_fact(tokenizer: Any, depth: float) -> tuple[str, list[int], list[int]]:
-    """Return a key, token ids of a text of 2,500 tokens that names it at this depth, and the question about it."""
+    """Return a key, token ids of a text of 1,500 tokens that names it at this depth, and the question about it."""
     key = str(random.Random(depth).randrange(10_000, 100_000))
-    body = reading(tokenizer, 2500)[0].tolist()
+    body = reading(tokenizer, 1500)[0].tolist()
     fact = f"\n\nThe access code of the green vault is {key}. Remember it: the green vault opens with {key}.\n\n"
     question = (
         "\n\nQuestion: What is the access code of the green vault?\nAnswer: The access code of the green vault is"

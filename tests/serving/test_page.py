@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 from browser import chromium, executable, violations
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from serving_memory import MARKUP
 
 from memcore.serving.asking import Exchange, watching
@@ -181,6 +181,23 @@ def test_markup_in_names_texts_and_questions_is_text(visit: Visit, url: str) -> 
     assert page.locator("script").count() == 5
     assert page.title() == f"{MARKUP} – memcore"
     assert visit.complaints == []
+
+
+def test_what_is_asked_while_a_session_is_opened_is_asked_of_that_session(page: Page, url: str) -> None:
+    page.goto(url)
+    expect(page.locator("#session-name")).not_to_be_empty()
+    held: list[Route] = []
+    page.route("**/api/v1/session?*", lambda route: held.append(route))
+    page.locator("#sessions button", has_text="book").click()
+    page.get_by_role("spinbutton", name="Longest answer, tokens").fill("2")
+    page.get_by_role("textbox", name="Question").fill(QUESTION)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("button", name="Stop")).to_be_enabled()
+    with page.expect_request("**/api/v1/ask") as asked:
+        held[0].continue_()
+    assert asked.value.post_data_json["session"] == "book"
+    expect(page.locator("#progress")).to_have_text("Answered.")
+    expect(page.locator(".question")).to_have_text(QUESTION)
 
 
 def test_what_goes_wrong_is_said(page: Page, model: ServedModel, url: str) -> None:

@@ -7,6 +7,7 @@
   const HEARD_EVERY = 1500; // milliseconds between two announcements of what was written
   let under_way = null; // AbortController of the question that is being answered
   let opened = 0; // sessions opened so far: what comes late of an earlier one is not shown
+  let opening = Promise.resolve(); // settled once the session that was opened last is shown
 
   memcore.complain = (error) => {
     id("problem").textContent = error.message;
@@ -17,7 +18,13 @@
     id("problem").hidden = true;
   }
 
-  async function open(name) {
+  function open(name) {
+    const shown = show(name);
+    opening = shown.catch(() => {});
+    return shown;
+  }
+
+  async function show(name) {
     const turn = ++opened;
     at_ease();
     under_way?.abort();
@@ -51,10 +58,11 @@
     const question = id("question").value;
     if (!question.trim() || under_way) return;
     at_ease();
-    const session = memcore.session.name();
     const stop = (under_way = new AbortController());
     id("send").disabled = true;
     id("stop").disabled = false;
+    await opening; // of another session, which clears what was asked before
+    const session = memcore.session.name();
     id("progress").textContent = "Waiting for the model …";
     id("heard").textContent = "";
     const exchange = memcore.exchanges.begin(session, question);
