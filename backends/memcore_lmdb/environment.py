@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 import lmdb
@@ -20,6 +19,7 @@ import lmdb
 from memcore.errors import BackendError, CorruptedError
 from memcore.files import sync
 from memcore_lmdb import events
+from memcore_lmdb.explanation import MOST_READERS, explanation
 from memcore_lmdb.folder import (
     UNFINISHED_COPY,
     current_file,
@@ -30,6 +30,7 @@ from memcore_lmdb.folder import (
 )
 from memcore_lmdb.format import COUNTER, HEADER, check_header, seal, write_header
 from memcore_lmdb.pages import Snapshot
+from memcore_lmdb.registry import environments, registering
 from memcore_lmdb.wiping import wipe_gaps
 
 T = TypeVar("T")
@@ -38,9 +39,6 @@ _SLACK: Final = 1 << 20
 """Bytes of pages that a transaction may need beside what it writes."""
 
 _TRIES: Final = 5
-
-_MOST_READERS: Final = 1024
-"""Instances that may have a file open, in all processes together. Each takes 64 bytes of the lock file."""
 
 
 @attrs.frozen(kw_only=True)
@@ -86,10 +84,10 @@ class Environment:
         """
         place = os.path.realpath(folder)
         while True:
-            with _registering:
-                found = _environments.setdefault(place, cls(folder))
+            with registering:
+                found = environments.setdefault(place, cls(folder))
             with found.lock:
-                if _environments.get(place) is not found:
+                if environments.get(place) is not found:
                     continue  # its last user has just closed it
                 try:
                     if writing is not None:
@@ -227,9 +225,9 @@ class Environment:
 
     def _forget_if_unused(self) -> None:
         if not self.users:
-            with _registering:
-                for place in [place for place, found in _environments.items() if found is self]:
-                    del _environments[place]
+            with registering:
+                for place in [place for place, found in environments.items() if found is self]:
+                    del environments[place]
             self._shut()
 
     def _write_from_now_on(self, writing: Writing) -> None:
@@ -274,7 +272,7 @@ class Environment:
     def _open_file(self, create: bool) -> lmdb.Environment:
         writing = self._writing
         settings: dict[str, Any] = {"subdir": False, "create": create, "mode": 0o644, "readonly": writing is None}
-        settings["max_readers"] = _MOST_READERS
+        settings["max_readers"] = MOST_READERS
         if hasattr(lmdb.Environment, "lib_version"):
             settings["lib_version"] = 0  # of the format of new files
         if writing is not None:
@@ -395,35 +393,12 @@ class Environment:
 
     def _explain(self, error: BaseException | None) -> None:
         """Raise memcore's error in place of one of LMDB or the operating system; return if it is none of those."""
-        if isinstance(
-            error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
-        ):
-            raise CorruptedError(
-                f"{self._file} is no LMDB file or a damaged one ({error}); restore it from a copy, or name another "
-                "folder"
-            ) from error
-        if isinstance(error, lmdb.MapFullError):
-            raise BackendError(f"the memory in {self.folder} is full: {error}") from error
-        if isinstance(error, lmdb.ReadersFullError):
-            raise BackendError(
-                f"the memory in {self.folder} is being read by as many instances as can be, {_MOST_READERS} unless the "
-                "first of them was of another program; close some"
-            ) from error
         if isinstance(error, FileNotFoundError) and self._env is None:
-            return
+            return  # it is looked for again
         if isinstance(error, (lmdb.Error, OSError)):
-            raise BackendError(
-                f"the memory in {self.folder} cannot be read or written: {error}{self._free_space()}"
-            ) from error
+            raise explanation(error, self._file) from error
 
-    def _free_space(self) -> str:
-        """Return in words how much room there is: of a full disk LMDB says as a rule no more than that it failed."""
-        try:
-            return f" ({shutil.disk_usage(self.folder).free:,} bytes are free on the disk)"
-        except OSError:
-            return ""
-
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Close it in a forked child, where it must not be used, so that the child can open the file itself."""
         self.users = 0
         self._writing = None
@@ -478,44 +453,3 @@ def _can_lock(file: Path) -> bool:
         return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
     os.close(descriptor)
     return True
-
-
-_environments: Final[dict[str, Environment]] = {}
-_registering: Final = RLock()
-
-
-class _ForkGuard:
-    """Lets a process fork between transactions only: LMDB's reader table still counts those of the parent."""
-
-    def __init__(self) -> None:
-        self._held: list[Environment] = []
-
-    def before(self) -> None:
-        while True:
-            with _registering:
-                self._held = list(_environments.values())
-            for environment in self._held:
-                environment.lock.acquire()
-            _registering.acquire()
-            if self._held == list(_environments.values()):
-                return
-            self.in_parent()  # one came or went meanwhile
-
-    def in_parent(self) -> None:
-        _registering.release()
-        for environment in self._held:
-            environment.lock.release()
-
-    def in_child(self) -> None:
-        for environment in self._held:
-            environment._abandon()
-        _environments.clear()
-        self.in_parent()
-
-    def watch(self) -> Self:
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.before, after_in_parent=self.in_parent, after_in_child=self.in_child)
-        return self
-
-
-_fork_guard: Final = _ForkGuard().watch()
