@@ -71,7 +71,8 @@ def train(
     note = note or (lambda line: None)
     training, evaluation = read_documents(config.documents), read_documents(config.evaluation)
     check_apart(training, evaluation)
-    _claim(config, {**digests(training), **digests(evaluation)})
+    described = _described(config, {**digests(training), **digests(evaluation)})
+    _check_ours(config.output, described)
     model, tokenizer = load_model(config.model, device="cpu" if config.device == "cpu" else "", dtype=config.dtype)
     ids = tokenize(tokenizer, training, config.data.max_tokens)
     data = _segments("documents", ids, config, config.data.rows)
@@ -79,6 +80,9 @@ def train(
     measured = _segments("evaluation", held_out, config, 1) if evaluation else None
     note(f"{len(ids)} documents, {data.tokens:,} of {sum(map(len, ids)):,} tokens to train on")
     wrap(model, config.memory, tokenizer=tokenizer)
+    if not begun(config.output):  # only now, when there is nothing left to refuse
+        with replacing(config.output / RUN) as new:
+            new.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     log = TrainingLog(config.output / LOG)
     results: list[StageResult] = []
     for number, (name, stage) in enumerate(zip(config.stage_names, config.stages, strict=True), 1):
@@ -102,16 +106,22 @@ def _segments(field: str, documents: list[Tensor], config: TrainingConfig, rows:
         raise TrainingError(f"{field}: {error}") from error
 
 
-def _claim(config: TrainingConfig, texts: dict[str, str]) -> None:
-    """Say in the output folder what it is the output of.
+def _described(config: TrainingConfig, texts: dict[str, str]) -> dict[str, Any]:
+    """Return what a training is of, as JSON gives it back."""
+    described: dict[str, Any] = json.loads(
+        json.dumps({"config": {**unstructure(config), "output": None}, "texts": texts})
+    )
+    return described
+
+
+def _check_ours(output: Path, mine: dict[str, Any]) -> None:
+    """Make the output folder.
 
     Raises:
-        TrainingError: it is that of something else.
+        TrainingError: it is that of something else, or cannot be made.
     """
-    path = config.output / RUN
-    mine = {"config": {**unstructure(config), "output": None}, "texts": texts}
-    mine = json.loads(json.dumps(mine))
-    if path.exists():
+    path = output / RUN
+    if begun(output):
         try:
             found = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -126,13 +136,9 @@ def _claim(config: TrainingConfig, texts: dict[str, str]) -> None:
         ]
         if differ:
             raise TrainingError(
-                f"{config.output} holds a training with {'; '.join(differ[:5])}; give another output folder, or "
-                "remove it"
+                f"{output} holds a training with {'; '.join(differ[:5])}; give another output folder, or remove it"
             )
-        return
-    make_folder(config.output)
-    with replacing(path) as new:
-        new.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    make_folder(output)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -212,6 +212,8 @@ def test_texts_that_are_too_short_are_named(config: TrainingConfig, tmp_path: Pa
     change: dict[str, Any] = {field: (str(tmp_path / "short.txt"),)}
     with pytest.raises(TrainingError, match=f"{field}: 1 documents have 0 segments of 40"):
         train(attrs.evolve(config, **change))
+    one_step = attrs.evolve(WARM_UP, steps=1, save_every=1)
+    assert train(attrs.evolve(config, stages=(one_step,))).finished, "the folder is another's"
 
 
 def test_a_line_that_was_cut_off_is_no_harm(tmp_path: Path) -> None:
