@@ -55,8 +55,8 @@ def _locked(method: Callable[Concatenate[MemoryBank, P], T]) -> Callable[Concate
 class MemoryBank:
     """The long-term memory of a cache: namespaces of chunks in a backend, with a capacity each.
 
-    Ids are the bank's own. They grow in storing order and are never used again in a namespace, and a fork keeps those
-    of its source.
+    Ids are the bank's own. They grow in storing order and are never used again in a namespace, unless ``truncate``
+    takes back that they were given; a fork keeps those of its source.
 
     ``fork`` copies no chunk: both sides go on reading the same ones, and what each adds is its own. What one side
     forgets goes for good once no other reads it.
@@ -322,16 +322,21 @@ class MemoryBank:
 
     @_locked
     def truncate(self, namespace: str, next_id: int) -> None:
-        """Forget the chunks with ids of ``next_id`` and more: what was stored since :meth:`next_id` gave it.
+        """Take back what was stored since :meth:`next_id` gave ``next_id``: the next chunk gets that id again.
+
+        What was evicted meanwhile does not come back.
 
         Raises:
             ReadOnlyError: the backend is read-only and the namespace not temporary.
         """
         view = self._find(namespace)
-        if view is not None and bool((later := view.ids >= next_id).any()):
+        if view is not None and view.next_id > next_id:
             self._check_writable(namespace)
             with torch.inference_mode(False):
-                self._shelves.forget(view, later)
+                later = view.ids >= next_id
+                if bool(later.any()):
+                    self._shelves.forget(view, later)
+                view.next_id, view.changed = next_id, True
 
     @_locked
     def next_id(self, namespace: str) -> int:

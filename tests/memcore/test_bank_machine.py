@@ -126,6 +126,7 @@ class InMemory(RuleBasedStateMachine):
         next_id = max(0, held.next_id - back)
         self.bank.truncate(name, next_id)
         held.remove([id_ for id_ in held.chunks if id_ >= next_id])
+        held.next_id = next_id
 
     @rule(name=NAMES)
     def store_and_take_back(self, name: str) -> None:

@@ -187,6 +187,7 @@ class Soak:
         self.bank.truncate(name, next_id)
         for id in [id for id in held.uses if id >= next_id]:
             del held.uses[id]
+        held.next_id = next_id
 
     def _drop(self, name: str) -> None:
         self.bank.drop(name)

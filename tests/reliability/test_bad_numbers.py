@@ -192,7 +192,7 @@ def test_an_emptied_bank_answers(bank: MemoryBank) -> None:
     bank.flush()
     assert bank.retrieve("a", random_queries(2), 3) is None
     assert bank.count("a") == 0
-    assert bank.store("a", make_chunks(1)).tolist() == [6]
+    assert bank.store("a", make_chunks(1)).tolist() == [0]
     assert bank.count("fork") == 6
 
 

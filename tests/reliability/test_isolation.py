@@ -119,6 +119,7 @@ def act(bank: MemoryBank, expected: Expected, names: list[str], choice: random.R
         cut = choice.choice(sorted(held))
         bank.truncate(name, cut)
         expected.chunks[name] = {id_: chunk for id_, chunk in held.items() if id_ < cut}
+        expected.next_ids[name] = cut
     elif kind == 8:
         bank.flush()
     else:
