@@ -32,7 +32,7 @@ class BestProducts:
     def __init__(self, queries: Tensor, vectors: int) -> None:
         self._queries = queries
         self._parts: list[Part] = []
-        if len(queries) > 1 and queries.numel() * vectors >= _WORTH_A_LOOK:
+        if len(queries) > 1 and queries.numel() * vectors >= _WORTH_A_LOOK and _sparse(queries):
             parts = nonzero_parts(queries)
             if 2 * sum(_area(part) for part in parts) <= queries.numel():
                 self._parts = parts
@@ -78,6 +78,10 @@ def nonzero_parts(queries: Tensor) -> list[Part]:
             parts.append((slice(row, row + 1), slice(begin, end)))
         before = (begin, end)
     return parts
+
+
+def _sparse(queries: Tensor) -> bool:
+    return 2 * int(queries.count_nonzero()) <= queries.numel()
 
 
 def _area(part: Part) -> int:

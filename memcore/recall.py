@@ -50,7 +50,7 @@ def recall(
     if len(view) <= (top_k if rescore is None else candidates):
         rows = torch.arange(len(view))
     else:
-        result = search(view, queries, min(candidates, len(view)))
+        result = view.memo.search(queries, min(candidates, len(view)), len(view), lambda new, k: search(view, new, k))
         rows = torch.searchsorted(view.ids, select_chunks(result, top_k if rescore is None else candidates))
     chunks = fetch(view, rows)
     order = torch.arange(len(rows))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from memcore.backend import MemoryBackend
 from memcore.eviction import ChunkUsage
+from memcore.search_memo import SearchMemo
 
 
 @attrs.define(eq=False)
@@ -46,6 +47,7 @@ class View:
         usage: ``[2, capacity]`` int64: last use and retrievals, of the first ``N`` columns.
         next_id: the id that the next chunk gets.
         changed: whether anything changed since its record was written.
+        memo: what was found in it last, as it is now.
     """
 
     parts: list[Shelf] = attrs.field(repr=False)
@@ -55,6 +57,7 @@ class View:
     usage: Tensor
     next_id: int
     changed: bool = True
+    memo: SearchMemo = attrs.field(factory=SearchMemo, repr=False)
 
     @classmethod
     def empty(cls) -> View:
@@ -67,7 +70,7 @@ class View:
 
     def twin(self) -> View:
         """Return a view of the same chunks, with uses of its own; the shelves do not know it yet."""
-        return attrs.evolve(self, parts=list(self.parts), usage=self.usage.clone(), changed=True)
+        return attrs.evolve(self, parts=list(self.parts), usage=self.usage.clone(), changed=True, memo=SearchMemo())
 
     def span(self, part: int) -> tuple[int, int]:
         """Return the first row of a part and the one after its last."""
@@ -95,6 +98,7 @@ class View:
         self.backend_ids = torch.cat((self.backend_ids, backend_ids.cpu()))
         self.next_id += new.numel()
         self.changed = True
+        self.memo.clear()
         return new
 
     def keep(self, rows: Tensor) -> None:
@@ -102,6 +106,7 @@ class View:
         self.usage[:, : int(rows.sum())] = self.usage[:, : len(self)][:, rows]
         self.ids, self.part, self.backend_ids = self.ids[rows], self.part[rows], self.backend_ids[rows]
         self.changed = True
+        self.memo.clear()
 
     def use(self, rows: Tensor, clock: int) -> None:
         """Count these rows, ``[M]`` int64, as retrieved once more."""
