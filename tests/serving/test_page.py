@@ -195,7 +195,8 @@ def test_what_is_asked_while_a_session_is_opened_is_asked_of_that_session(page: 
     expect(page.get_by_role("button", name="Stop")).to_be_enabled()
     with page.expect_request("**/api/v1/ask") as asked:
         held[0].continue_()
-    assert asked.value.post_data_json["session"] == "book"
+    request: Any = asked.value.post_data_json
+    assert request["session"] == "book"
     expect(page.locator("#progress")).to_have_text("Answered.")
     expect(page.locator(".question")).to_have_text(QUESTION)
 
