@@ -1,7 +1,7 @@
 """A model reads a very long text: tokens a second, time of a generated token and memory, all along the way.
 
     python benchmarks/long.py --tokens 32000 --tokens 128000
-    python benchmarks/long.py --tokens 1000000 --way streaming --way memory:lmdb
+    python benchmarks/long.py --tokens 1000000 --way streaming --way memory:lmdb --set embedder=mean
 
 Ways of reading: ``full`` (attention to everything, in pieces of 1,024 tokens), ``streaming`` (a window and the first
 tokens), and ``memory:BACKEND``, all on the CPU. transformers' offloaded cache is for a GPU: ``gpu.py`` has it. Each way
@@ -35,6 +35,7 @@ from rich.table import Table
 from tiny import small_setting
 
 import memcore
+from memcore.cli.settings import SetOption, memory_config
 from memcore.config import MemoryConfig
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.plots import panels
@@ -153,6 +154,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
     depth: Annotated[list[float], typer.Option(help="Where keys are hidden.")] = [0.1, 0.3, 0.5, 0.7, 0.9],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Which keys.")] = 0,
+    settings: SetOption = None,
     hours: Annotated[float, typer.Option(help="A reading that takes longer stops.")] = 12.0,
     output: Annotated[Path, typer.Option(help="For results, pictures, memories on disk.")] = Path("bench-long"),
     small: Annotated[bool, typer.Option("--small", help="Hardly anything, to see that it runs.")] = False,
@@ -174,7 +176,7 @@ def main(
         from memcore.demo.weights import demo_model_path
 
         given["model"] = str(demo_model_path())
-    config = MemoryConfig(window=given["window"])
+    config = memory_config("", settings, window=given["window"])
     ways, lengths = given.pop("way"), given.pop("tokens")
     given["config"] = config.to_dict()
     del given["window"]
@@ -199,7 +201,9 @@ def main(
         right = {each: result for each, result in done.items() if "error" not in result}
         name = Path(given["model"]).name
         draw(
-            output / f"long-{number}.png", f"{name}, {dtype}, window {config.window_length:,}: {number:,} tokens", right
+            output / f"long-{number}.png",
+            f"{', '.join([name, dtype, f'window {config.window_length:,}', *(settings or [])])}: {number:,} tokens",
+            right,
         )
     console.print(f"{describe_machine()}", style="dim")
     if any("error" in result for result in record.results.values()):
