@@ -32,10 +32,8 @@ class BestProducts:
     def __init__(self, queries: Tensor, vectors: int) -> None:
         self._queries = queries
         self._parts: list[Part] = []
-        if len(queries) > 1 and queries.numel() * vectors >= _WORTH_A_LOOK and _sparse(queries):
-            parts = nonzero_parts(queries)
-            if 2 * sum(_area(part) for part in parts) <= queries.numel():
-                self._parts = parts
+        if len(queries) > 1 and queries.numel() * vectors >= _WORTH_A_LOOK:
+            self._parts = worthwhile_parts(queries)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return ``[Q, n]`` float32.
@@ -52,6 +50,14 @@ class BestProducts:
             for rows, columns in self._parts or [(slice(None), slice(None))]:
                 scores[rows, first : first + step] = _best(block[..., columns], self._queries[rows, columns])
         return scores
+
+
+def worthwhile_parts(queries: Tensor) -> list[Part]:
+    """Return :func:`nonzero_parts` of queries, ``[Q, E]``, if those are half of the numbers at most; else nothing."""
+    if 2 * int(queries.count_nonzero()) > queries.numel():
+        return []
+    parts = nonzero_parts(queries)
+    return parts if 2 * sum(map(area, parts)) <= queries.numel() else []
 
 
 def nonzero_parts(queries: Tensor) -> list[Part]:
@@ -80,11 +86,8 @@ def nonzero_parts(queries: Tensor) -> list[Part]:
     return parts
 
 
-def _sparse(queries: Tensor) -> bool:
-    return 2 * int(queries.count_nonzero()) <= queries.numel()
-
-
-def _area(part: Part) -> int:
+def area(part: Part) -> int:
+    """Return how many numbers a part has."""
     rows, columns = part
     return len(range(rows.start, rows.stop)) * len(range(columns.start, columns.stop))
 

@@ -17,7 +17,7 @@ _WORTH_IT: Final = 1 << 20
 class SearchMemo:
     """Remembers what each query of the last search found, until :meth:`clear` says that other chunks are there.
 
-    Only on the CPU: telling queries apart would have a GPU wait, and one searches as fast.
+    Queries on a GPU are copied from there to tell them apart; choosing chunks waits for the GPU in any case.
     """
 
     __slots__ = ("_found", "_places")
@@ -41,9 +41,9 @@ class SearchMemo:
             chunks: how many there are.
             search: finds ``top_k`` chunks for each of some queries; its result is on the CPU.
         """
-        if queries.device.type != "cpu" or queries.numel() * chunks < _WORTH_IT:
+        if queries.numel() * chunks < _WORTH_IT:
             return search(queries, top_k)
-        keys = [row.tobytes() for row in queries.detach().numpy()]
+        keys = [row.tobytes() for row in queries.detach().cpu().numpy()]
         old = self._found
         places = [self._places.get(key) for key in keys]
         new = [row for row, place in enumerate(places) if place is None]

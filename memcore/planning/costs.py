@@ -11,6 +11,7 @@ from typing import Final
 
 import attrs
 import torch
+from torch import Tensor
 
 from memcore.attention_shape import AttentionShape
 from memcore.chunk import ChunkBatch
@@ -22,6 +23,7 @@ from memcore.options import structure_options
 from memcore.planning.model_shape import LayerShape, ModelShape
 from memcore.planning.sizes import show_bytes
 from memcore.plugins import registry
+from memcore.products import area, worthwhile_parts
 
 _FLOAT32: Final = 4
 
@@ -92,7 +94,8 @@ class Operations:
         weights: products with all weights; a mixture of experts uses fewer.
         full: attention to everything, in layers that do, and sliding attention.
         memory: attention to sinks, chunks and window instead.
-        search: comparing queries with every search vector; an index compares some per cent of them.
+        search: comparing queries with every search vector, as ``exact`` and ``lmdb`` do: those that were not asked for
+            the last choice, where they are not zero. An index compares some per cent of the vectors.
         rerank: comparing queries with candidates.
     """
 
@@ -286,14 +289,20 @@ def _searches(config: MemoryConfig, chunks: int) -> bool:
     return chunks > max(config.chunks, config.candidates or 0)
 
 
-def _queries(attention: AttentionShape, shape: ModelShape, config: MemoryConfig) -> tuple[int, int]:
-    """Return how many search vectors a layer asks with, and how many numbers each has."""
-    asked = torch.zeros(attention.queries, config.query_tokens, attention.key_size)
+def _queries(attention: AttentionShape, shape: ModelShape, config: MemoryConfig) -> Tensor:
+    """Return search vectors as a layer asks with, ``[Q, E]``."""
+    asked = torch.ones(attention.queries, config.query_tokens, attention.key_size)
+    asked[..., ::2] = -1  # of both signs, as embedders may treat them apart
     recent = RecentQueries(
         queries=asked, kv_heads=attention.heads, token_ids=torch.zeros(config.query_tokens, dtype=torch.int64)
     )
-    count, size = shape.embedder.embed_queries(recent).shape
-    return count, size
+    return shape.embedder.embed_queries(recent)
+
+
+def _multiplied(queries: Tensor) -> int:
+    """Return how many numbers of these queries, ``[Q, E]``, exact search multiplies with a vector each."""
+    parts = worthwhile_parts(queries)
+    return sum(map(area, parts)) if parts else queries.numel()
 
 
 def _step(shape: ModelShape, config: MemoryConfig, chunks: int, batch: int) -> StepBytes:
@@ -302,8 +311,7 @@ def _step(shape: ModelShape, config: MemoryConfig, chunks: int, batch: int) -> S
     queries = keys = 0
     for attention, layers in _by_attention(shape.remembering).items():
         if _searches(config, chunks):
-            count, numbers = _queries(attention, shape, config)
-            queries += layers * count * numbers * _FLOAT32
+            queries += layers * _queries(attention, shape, config).numel() * _FLOAT32
         keys += layers * compared * width * attention.heads * attention.key_size * size
     bank = _bank(shape, config, 1, 1)
     read = max(back, compared) * (bank.payload + bank.vectors)
@@ -320,15 +328,15 @@ def _operations(shape: ModelShape, config: MemoryConfig, tokens: int, chunks: in
     near = config.sinks + config.window_length
     search = rerank = 0.0
     for attention, layers in _by_attention(shape.remembering).items():
-        count, numbers = _queries(attention, shape, config)
+        numbers = _multiplied(_queries(attention, shape, config))
         vectors = _like(attention, shape, config).embeddings.shape[1]
-        search += layers * 2 * count * numbers * vectors * chunks * _searches(config, chunks)
+        search += layers * 2 * numbers * vectors * chunks * _searches(config, chunks)
         compared = _compared(config, chunks) * config.chunk_size
         rerank += layers * 2 * attention.queries * config.query_tokens * attention.key_size * compared
     return Operations(
         weights=2.0 * shape.parameters,
         full=float(sum(of_a_key(layer) * tokens for layer in shape.full) + sliding),
         memory=float(sum(of_a_key(layer) * (near + (back if layer.reads else 0)) for layer in shape.full) + sliding),
-        search=search / config.retrieve_every,
+        search=search / max(config.query_tokens, config.retrieve_every),  # each token asks once
         rerank=rerank / config.retrieve_every,
     )

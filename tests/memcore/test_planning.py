@@ -124,9 +124,7 @@ def test_operations_are_those_one_adds_up_by_hand(llama: ModelShape) -> None:
     assert costs.operations.full == of_a_key * 1_000_000
     assert costs.operations.memory == of_a_key * (4 + 2048 + 2048)
     vectors = 32 * costs.chunks * 8
-    assert (
-        costs.operations.search == 2 * vectors * (32 * 8) * 1024 / 2
-    )  # queries of 32 heads and 8 tokens; every second
+    assert costs.operations.search == 2 * vectors * 32 * 128  # a query of 32 heads, each compared in its own slot
     assert costs.operations.rerank == 2 * 32 * (32 * 8) * 128 * 64 * 64 / 2
 
 
