@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -17,7 +18,7 @@ _WORTH_IT: Final = 1 << 20
 class SearchMemo:
     """Remembers what each query of the last search found, until :meth:`clear` says that other chunks are there.
 
-    Queries on a GPU are copied from there to tell them apart; choosing chunks waits for the GPU in any case.
+    Queries are told apart by 64 bits computed where they are.
     """
 
     __slots__ = ("_found", "_places")
@@ -27,7 +28,7 @@ class SearchMemo:
 
     def clear(self) -> None:
         """Forget it all."""
-        self._places: dict[bytes, int] = {}
+        self._places: dict[int, int] = {}
         self._found: SearchResult | None = None
 
     def search(
@@ -43,7 +44,7 @@ class SearchMemo:
         """
         if queries.numel() * chunks < _WORTH_IT:
             return search(queries, top_k)
-        keys = [row.tobytes() for row in queries.detach().cpu().numpy()]
+        keys = _signatures(queries.detach())
         old = self._found
         places = [self._places.get(key) for key in keys]
         new = [row for row, place in enumerate(places) if place is None]
@@ -60,3 +61,19 @@ class SearchMemo:
         self._places = {key: row for row, key in enumerate(keys)}
         self._found = SearchResult(ids=found.ids.clone(), scores=found.scores.clone())  # a hook sees the other
         return found
+
+
+def _signatures(queries: Tensor) -> list[int]:
+    """Return 64 bits of each query: what its bits are as whole numbers of 64, each times a random one, added up."""
+    if queries.shape[1] % 2:
+        queries = torch.nn.functional.pad(queries, (0, 1))
+    numbers = queries.contiguous().view(torch.int64)
+    signatures: list[int] = (numbers * _factors(numbers.shape[1], numbers.device)).sum(dim=1).tolist()
+    return signatures
+
+
+@functools.lru_cache(maxsize=8)
+def _factors(size: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        return (2 * torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator) + 1).to(device)
