@@ -67,7 +67,10 @@ def _signatures(queries: Tensor) -> list[int]:
     """Return 64 bits of each query: what its bits are as whole numbers of 64, each times a random one, added up."""
     if queries.shape[1] % 2:
         queries = torch.nn.functional.pad(queries, (0, 1))
-    numbers = queries.contiguous().view(torch.int64)
+    queries = queries.contiguous()
+    if queries.storage_offset() % 2:  # which torch cannot take two at a time
+        queries = queries.clone()
+    numbers = queries.view(torch.int64)
     signatures: list[int] = (numbers * _factors(numbers.shape[1], numbers.device)).sum(dim=1).tolist()
     return signatures
 

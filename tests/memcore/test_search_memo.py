@@ -137,6 +137,14 @@ def test_any_queries_in_any_order_find_what_they_would_alone(size: int) -> None:
     assert asked == expected
 
 
+def test_queries_may_lie_anywhere(backend: Watched, bank: MemoryBank) -> None:
+    room = torch.zeros(ENOUGH * SIZE + 1)
+    anywhere = room[1:].view(ENOUGH, SIZE)
+    anywhere[:] = QUERIES[:ENOUGH]
+    assert retrieve(bank, anywhere) == retrieve(bank, QUERIES[:ENOUGH].T.contiguous().T)
+    assert backend.asked == ENOUGH
+
+
 def test_of_few_chunks_nothing_is_remembered(backend: Watched) -> None:
     bank = MemoryBank(backend, FifoEviction(), capacity=None)
     bank.store("a", chunks(20))
