@@ -73,6 +73,7 @@ def train(
     check_apart(training, evaluation)
     described = _described(config, {**digests(training), **digests(evaluation)})
     _check_ours(config.output, described)
+    make_folder(config.output)
     model, tokenizer = load_model(config.model, device="cpu" if config.device == "cpu" else "", dtype=config.dtype)
     ids = tokenize(tokenizer, training, config.data.max_tokens)
     data = _segments("documents", ids, config, config.data.rows)
@@ -115,10 +116,10 @@ def _described(config: TrainingConfig, texts: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_ours(output: Path, mine: dict[str, Any]) -> None:
-    """Make the output folder.
+    """Raise unless the output folder holds this training or none.
 
     Raises:
-        TrainingError: it is that of something else, or cannot be made.
+        TrainingError: it holds another, or does not say which.
     """
     path = output / RUN
     if begun(output):
@@ -138,7 +139,6 @@ def _check_ours(output: Path, mine: dict[str, Any]) -> None:
             raise TrainingError(
                 f"{output} holds a training with {'; '.join(differ[:5])}; give another output folder, or remove it"
             )
-    make_folder(output)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
