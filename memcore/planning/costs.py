@@ -67,7 +67,8 @@ class StepBytes:
     """What moves for one choice of chunks, in bytes, for all sequences and layers.
 
     Attributes:
-        queries: search vectors from the model to the memory.
+        queries: search vectors from the model to the memory, as for a segment; a generated token's choice moves those
+            that were not searched for in the last one.
         read: what is read of candidates, in the memory: embeddings and payloads.
         keys: keys of candidates from the memory to the model, where they are compared with the queries.
         chosen: keys and values of the chunks that come back, from the memory to the model.
