@@ -23,6 +23,7 @@ from typing import Any, Final
 import attrs
 import psutil
 import torch
+from checked_libraries import checked
 from raw_libraries import RAW, RawLibrary
 from torch import Tensor
 
@@ -59,6 +60,7 @@ class Cell:
         seconds: about how long to repeat what can be repeated.
         clock: ``"wall"``, or ``"cpu"`` for a machine that is busy with something else: the time that this process
             ran, which leaves out waiting for a disk, too.
+        checked: whether the raw library is used as carefully as memcore has to, see ``checked_libraries.py``.
         folder: for files.
     """
 
@@ -69,6 +71,7 @@ class Cell:
     tokens: int
     seconds: float
     clock: str
+    checked: bool
     folder: str
 
 
@@ -105,7 +108,8 @@ class Bench:
 
     def raw(self, folder: Path) -> RawLibrary:
         """Return the raw library, empty."""
-        return RAW[self.cell.way](self.cell.size, self.cell.count, self.settings, folder)
+        raw = RAW[self.cell.way](self.cell.size, self.cell.count, self.settings, folder)
+        return checked(raw) if self.cell.checked else raw
 
     def batch(self, first: int, last: int) -> ChunkBatch:
         """Return some of the chunks."""
@@ -147,7 +151,7 @@ class Bench:
 
             def store_raw(batches: list[ChunkBatch] = batches) -> None:
                 for chunks in batches:
-                    raw.store(chunks.embeddings[:, 0], chunks.keys, chunks.values)
+                    raw.store(chunks)
                 if finish_each:
                     raw.finish()
 

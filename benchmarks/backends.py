@@ -6,7 +6,8 @@ Vectors are normalised and clustered (around N / 100 centres, with noise of 0.8)
 16 KiB. Stores and searches of the backend and of the raw library take turns, so that a machine that slows down slows
 both; ratios are medians of pairs, in brackets the smallest and largest. "Store" counts the copy of the payload, which
 the raw side copies into tensors of the right size, and building the index, which memcore's backends leave to the first
-search. What the raw side is in each case, ``raw_libraries.py`` says.
+search. What the raw side is in each case, ``raw_libraries.py`` says; with ``--checked`` it also does the least of what
+memcore promises beside a search (``checked_libraries.py``), which is what a call can cost at best.
 
 Each cell is measured in a process of its own, and with ``--json`` written down when it is done; started again with the
 same settings, the rest is measured. ``--cpu`` pins the processes to one core. ``--clock cpu`` counts the time that a
@@ -102,6 +103,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="About how long to repeat each measurement.")] = 2.0,
     cpu: Annotated[int | None, typer.Option(help="Core to measure on.")] = None,
     clock: Annotated[str, typer.Option(help="wall, or cpu where others use the machine, too.")] = "wall",
+    checked: Annotated[
+        bool, typer.Option("--checked", help="The raw side checks and keeps what memcore has to, too.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Hardly anything, to see that it runs.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results here, and go on from there.")
@@ -115,6 +119,7 @@ def main(
         raise typer.BadParameter(f"the clock is wall or cpu, got {clock}")
     ways = way or [name for name, module in NEEDS.items() if importlib.util.find_spec(module)]
     settings: dict[str, Any] = {"batches": batch, "tokens": 64, "seconds": seconds, "cpu": cpu, "clock": clock}
+    settings["checked"] = checked
     reads: dict[str, Any] = {"count": 2000, "tokens": 128, "seconds": seconds, "clock": clock}
     if quick:
         count, size = [600], [32]

@@ -9,6 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from memcore.chunk import ChunkBatch
+
 _COMMIT_BYTES: Final = 256 << 20
 """What goes into one LMDB transaction, as much as memcore's backend holds back."""
 
@@ -32,14 +34,15 @@ class RawLibrary(ABC):
         self.payload: list[Tensor] = []
         self.stored = 0
 
-    def store(self, vectors: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Add ``[n, E]`` vectors with the keys and values of as many chunks."""
+    def store(self, chunks: ChunkBatch) -> None:
+        """Add the vectors, keys and values of chunks that have one vector each."""
+        payload = (chunks.keys, chunks.values)
         if not self.payload:
-            self.payload = [torch.empty((self.count, *new.shape[1:]), dtype=new.dtype) for new in (keys, values)]
-        for held, new in zip(self.payload, (keys, values), strict=True):
+            self.payload = [torch.empty((self.count, *new.shape[1:]), dtype=new.dtype) for new in payload]
+        for held, new in zip(self.payload, payload, strict=True):
             held[self.stored : self.stored + len(new)].copy_(new)
-        self.stored += len(vectors)
-        self.add(vectors)
+        self.stored += len(chunks)
+        self.add(chunks.embeddings[:, 0])
 
     @abstractmethod
     def add(self, vectors: Tensor) -> None:
@@ -184,17 +187,24 @@ class Lmdb(RawLibrary):
         self.seen: list[Tensor] = []
         self.waiting = 0
 
-    def store(self, vectors: Tensor, keys: Tensor, values: Tensor) -> None:
+    def store(self, chunks: ChunkBatch) -> None:
         """Put every tensor of every chunk under a key of its own."""
-        parts = [tensor.view(torch.uint8).flatten(1).numpy() for tensor in (vectors.contiguous(), keys, values)]
+        vectors = chunks.embeddings[:, 0]
+        parts = [
+            tensor.view(torch.uint8).flatten(1).numpy() for tensor in (vectors.contiguous(), chunks.keys, chunks.values)
+        ]
         for chunk in zip(*parts, strict=True):
             for name, part in zip(b"ekv", chunk, strict=True):
-                self.transaction.put(bytes((name,)) + self.stored.to_bytes(8, "big"), memoryview(part))
-                self.waiting += part.nbytes
+                self.put(name, self.stored, memoryview(part))
             self.stored += 1
         self.add(vectors)
         if self.waiting > _COMMIT_BYTES:
             self.finish()
+
+    def put(self, name: int, chunk: int, part: memoryview) -> None:
+        """Put a part of a chunk."""
+        self.transaction.put(bytes((name,)) + chunk.to_bytes(8, "big"), part)
+        self.waiting += part.nbytes
 
     def add(self, vectors: Tensor) -> None:
         """Remember which they are, without a copy."""

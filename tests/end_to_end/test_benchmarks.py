@@ -23,7 +23,7 @@ def run(script: str, *arguments: str) -> str:
 def test_backends_are_compared_with_their_libraries(tmp_path: Path) -> None:
     for module in ("faiss", "hnswlib", "lmdb"):
         pytest.importorskip(module, reason=f"{module} is not installed")
-    printed = run("backends.py", "--quick", "--json", str(tmp_path / "backends.json"))
+    printed = run("backends.py", "--quick", "--checked", "--json", str(tmp_path / "backends.json"))
     results: dict[str, Any] = json.loads((tmp_path / "backends.json").read_text())["results"]
     assert not any("error" in cell for cell in results.values()), results
     for backend in ("exact", "hnswlib", "faiss flat", "faiss ivf", "faiss hnsw", "lmdb"):
