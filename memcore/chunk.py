@@ -89,3 +89,9 @@ class SearchResult:
 
     ids: Tensor
     scores: Tensor
+
+    def cpu(self) -> SearchResult:
+        """Return the same on the CPU: this one, if it is there."""
+        if self.ids.is_cpu and self.scores.is_cpu:
+            return self
+        return SearchResult(ids=self.ids.cpu(), scores=self.scores.cpu())

@@ -146,8 +146,7 @@ class InMemoryBackend(MemoryBackend):
             queries = table.check_queries(queries)
             k = min(top_k, len(table)) if len(queries) else 0
             if found and k == top_k:
-                result = found.index.search(table, queries, k)
-                return SearchResult(ids=result.ids.cpu(), scores=result.scores.cpu())
+                return found.index.search(table, queries, k).cpu()
             ids = torch.full((len(queries), top_k), NO_CHUNK)
             scores = torch.full((len(queries), top_k), -torch.inf)
             if found and k:

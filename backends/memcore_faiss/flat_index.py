@@ -34,7 +34,7 @@ class FlatIndex(SearchIndex):
         if int(places.amin()) < 0:
             return exact_search(table, queries, top_k)  # products too large for float32
         if per_chunk == 1:
-            return SearchResult(ids=table.ids[places], scores=products)
+            return SearchResult(ids=table.ids.take(places), scores=products)
         ids = table.ids[first_distinct(places // per_chunk, top_k)]
         return score_chunks(table, queries, ids)
 

@@ -76,13 +76,13 @@ def test_a_long_reading_on_disk_goes_on_where_it_stopped(tmp_path: Path) -> None
 
 
 def test_peers_are_compared(tmp_path: Path) -> None:
-    ways = ["quantised:fp8", "infllm", "kvpress:SnapKVPress:0.5"]
+    ways = ["quantised:fp8", "infllm", "rag", "kvpress:SnapKVPress:0.5"]
     options = [option for way in ways for option in ("--way", way)]
     printed, results = small("peers.py", tmp_path, *options, "--other-python", str(tmp_path / "none"))
     assert "kvpress:SnapKVPress:0.5 is left out" in printed
-    assert list(results) == ways[:2]
+    assert list(results) == ways[:3]
     table = (tmp_path / "peers.md").read_text(encoding="utf-8")
-    assert all(way in table for way in ways[:2])
+    assert all(way in table for way in ways[:3])
     for result in results.values():
         assert result["peak"] >= result["bare"] > 0
         assert 50 < result["perplexity"] < 500, "of random weights: about as many as there are characters"
