@@ -32,7 +32,7 @@ def salvage(folder: Path, target: Path | None, progress: Progress | None) -> lis
     """Copy what is sound, and return what is not.
 
     Chunks keep their ids. Of what has lost a part, the rest is copied; of a namespace whose description is damaged,
-    nothing can be.
+    nothing can be. One whose key is damaged gets another name if one of its own name has come since.
 
     Args:
         folder: of the memory.
@@ -108,11 +108,11 @@ def _entries(snapshot: Snapshot, inspection: Inspection) -> Iterator[Entry]:
     for key in inspection.records:
         yield key, value(key)
     for number, held in inspection.namespaces.items():
-        yield from _namespace_entries(number, held, value)
+        yield from _namespace_entries(number, inspection.names[number], held, value)
     yield COUNTER, seal((max([0, *inspection.namespaces]) + 1).to_bytes(8, "little"))
 
 
-def _namespace_entries(number: int, held: SoundNamespace, value: Any) -> Iterator[Entry]:
+def _namespace_entries(number: int, name: str, held: SoundNamespace, value: Any) -> Iterator[Entry]:
     count = tokens = 0
     for first, block in held.blocks.items():
         entries = held.sound(block)
@@ -124,8 +124,8 @@ def _namespace_entries(number: int, held: SoundNamespace, value: Any) -> Iterato
         yield id_key(VECTORS, number, first), value(id_key(VECTORS, number, first))
         for id in entries[:, ID].tolist():
             yield id_key(PAYLOAD, number, id), value(id_key(PAYLOAD, number, id))
-    record = attrs.evolve(held.record, count=count, tokens=tokens)
-    yield name_key(NAMESPACE, record.name), record.pack()
+    record = attrs.evolve(held.record, name=name, count=count, tokens=tokens)
+    yield name_key(NAMESPACE, name), record.pack()
 
 
 def _value(snapshot: Snapshot, inspection: Inspection, key: bytes) -> bytes:

@@ -72,6 +72,7 @@ class Inspection:
         damage: what is wrong.
         places: where the value of each key lies.
         namespaces: what is sound, by number.
+        names: of these in a copy, by number: no two of them share one, as they can where a key was damaged.
         records: keys of records that are sound.
 
     Args:
@@ -83,6 +84,7 @@ class Inspection:
         self._snapshot = snapshot
         self.damage: list[Damage] = []
         self.namespaces: dict[int, SoundNamespace] = {}
+        self.names: dict[int, str] = {}
         self.records: list[bytes] = []
         self.places: dict[bytes, Place] = {}
         self._find_entries()
@@ -90,11 +92,13 @@ class Inspection:
         self._vectors_missing: set[tuple[int, int]] = set()  # of the blocks
         self._unfinished = {int.from_bytes(key[1:], "big") for key in self.places if key[:1] == UNFINISHED}
         self._unknown: dict[int, int] = {}  # payloads of each number without a namespace
+        self._misplaced: set[int] = set()  # namespaces that are not found under their names
         for key in (HEADER, COUNTER):
             if key not in self.places:
                 self._add(f"the entry {key.decode()!r} of the file is missing")
         for key in self._keys(NAMESPACE):
             self._read_namespace(key)
+        self._name_them()
         for key in self._keys(BLOCK):
             self._read_block(key)
         for number, held in self.namespaces.items():
@@ -142,8 +146,22 @@ class Inspection:
             return
         if name_key(NAMESPACE, record.name) != key:
             self._add(f"namespace {record.name!r}: its key is damaged, so it is not found under its name")
+            self._misplaced.add(record.number)
         self.namespaces[record.number] = SoundNamespace(record)
         self._waiting[record.number] = {}
+
+    def _name_them(self) -> None:
+        """Choose other names for what is not found under its own, if another namespace has come in its place."""
+        self.names = {number: held.record.name for number, held in self.namespaces.items()}
+        taken = {name for number, name in self.names.items() if number not in self._misplaced}
+        for number in sorted(self._misplaced):
+            own = name = self.names[number]
+            while name in taken:
+                name = f"{name} (number {number})"
+            if name != own:
+                self._add(f"namespace {own!r}: there is another of that name; a copy calls this one {name!r}")
+            self.names[number] = name
+            taken.add(name)
 
     def _read_block(self, key: bytes) -> None:
         number, first = split_id_key(key)

@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from cli_runner import run
 
 from reliability.forking import Forker, forker
 
 pytest.importorskip("lmdb")
 from memcore_lmdb.backend import LmdbBackend
+from memcore_lmdb.format import NAMESPACE, name_key
 from memcore_lmdb.options import LmdbOptions
 from memcore_lmdb.pages import Snapshot
 
 from memcore.errors import BackendError, CorruptedError
-from memcore.testing import assert_same_chunks
+from memcore.testing import assert_same_chunks, make_chunks
 from memcore.testing.contents import Contents, assert_same_contents, contents_of
 from reliability.damaging import Chunks, flat, make, open_at, read
 
@@ -102,6 +104,29 @@ def test_a_branch_that_leads_astray_loses_nothing(path: Path, want: Contents) ->
     assert LmdbBackend.salvage(LmdbOptions(path=path), path.parent / "salvaged")
     with open_at(path.parent / "salvaged") as backend:
         assert_same_contents(contents_of(backend), want)
+
+
+def test_a_namespace_that_came_in_the_place_of_one_whose_key_is_damaged_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    with open_at(path) as backend:
+        backend.store("a", make_chunks(3))
+    key = name_key(NAMESPACE, "a")
+    content = file_of(path).read_bytes()
+    file_of(path).write_bytes(content.replace(key, key[:-1] + bytes([key[-1] ^ 1])))
+    with open_at(path) as backend:
+        assert backend.count("a") == 0, "it is not found"
+        backend.store("a", make_chunks(2, seed=1))
+        backend.flush()
+        told = [damage.problem for damage in backend.verify()]
+    assert told == [
+        "namespace 'a': its key is damaged, so it is not found under its name",
+        "namespace 'a': there is another of that name; a copy calls this one 'a (number 1)'",
+    ]
+    LmdbBackend.salvage(LmdbOptions(path=path), tmp_path / "salvaged")
+    with open_at(tmp_path / "salvaged") as backend:
+        assert backend.verify() == []
+        assert_same_chunks(backend.fetch("a (number 1)", torch.arange(3)), make_chunks(3))
+        assert_same_chunks(backend.fetch("a", torch.arange(2)), make_chunks(2, seed=1))
 
 
 @pytest.mark.parametrize("part", [0.9, 0.5, 0.1])
