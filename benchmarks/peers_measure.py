@@ -11,8 +11,8 @@ import torch
 from resident import Resident, peak
 from torch import Tensor
 
-WARM = 64
-"""Tokens read before anything is measured."""
+WARM = 128
+"""Tokens read before anything is measured; some presses look at the last 64 and want more than these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,8 @@ def measure(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
             :func:`ask`.
 
     Returns:
-        Results of each, and the process's resident memory in bytes: ``bare``, with the model loaded, and ``peak``.
+        Results of each, and the process's resident memory in bytes: ``bare``, with the model loaded, and ``peak``,
+        the most until all questions were answered, as the logits of what is scored would be more than the rest.
     """
     with torch.no_grad():
         first = torch.tensor([job["texts"][0]["context"][:WARM]])
@@ -138,5 +139,6 @@ def measure(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
         peer.forward(first[:, :1], peer.prefill(first), WARM)  # quanto compiles what it needs when it is first used
     numbers = {name: job[name] for name in ("answer_tokens", "decode_tokens")}
     answers = [ask(peer, Question(**each), **numbers) for each in job["questions"]]
+    most = peak()
     scores = [score(peer, Continuation(**each)) for each in job["texts"]]
-    return {"answers": answers, "scores": scores, "bare": bare.anonymous + bare.mapped, "peak": peak()}
+    return {"answers": answers, "scores": scores, "bare": bare.anonymous + bare.mapped, "peak": most}
