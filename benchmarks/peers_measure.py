@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from resident import Resident, peak
+from resident import Resident, forget_peak, peak
 from torch import Tensor
 
 WARM = 128
@@ -136,6 +136,7 @@ def measure(peer: Peer, job: dict[str, Any]) -> dict[str, Any]:
         first = torch.tensor([job["texts"][0]["context"][:WARM]])
         peer.model(input_ids=first)
         bare = Resident.now()  # only now are the weights in memory, all of them
+        forget_peak()
         peer.forward(first[:, :1], peer.prefill(first), WARM)  # quanto compiles what it needs when it is first used
     numbers = {name: job[name] for name in ("answer_tokens", "decode_tokens")}
     answers = [ask(peer, Question(**each), **numbers) for each in job["questions"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from dataclasses import dataclass
@@ -42,8 +43,14 @@ class Resident:
         return Resident(anonymous=max(self.anonymous, other.anonymous), mapped=max(self.mapped, other.mapped))
 
 
+def forget_peak() -> None:
+    """Have :func:`peak` begin anew, where the system can: a model takes more while it is loaded than afterwards."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak() -> int:
-    """Return the most that was ever resident, in bytes.
+    """Return the most that was resident, in bytes: ever, or since :func:`forget_peak`.
 
     On Linux this is ``VmHWM``: ``ru_maxrss`` of a child process begins at the peak of the process that started it.
     """
