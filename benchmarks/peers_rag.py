@@ -66,17 +66,17 @@ def peer(model: Any, tokenizer: Any, config: memcore.MemoryConfig) -> Peer:
     embedder = SentenceTransformer(str(get_model_path()), device="cpu")
     count = max(1, config.window_length // PASSAGE)
 
-    def read(ids: Tensor, found: Passages) -> Tensor:
+    def read(ids: Tensor, found: Passages, keep: int) -> Tensor:
         positions = torch.arange(found.read, found.read + ids.shape[1])[None]
         logits: Tensor = model(
-            input_ids=ids, past_key_values=found.cache, position_ids=positions, logits_to_keep=ids.shape[1]
+            input_ids=ids, past_key_values=found.cache, position_ids=positions, logits_to_keep=keep
         ).logits
         found.read += ids.shape[1]
         return logits
 
     def after(prompt: Tensor, ids: Tensor, found: Passages) -> Tensor:
         found.cache = DynamicCache(config=model.config)
-        return read(torch.cat((prompt, ids), dim=1), found)[:, prompt.shape[1] :]
+        return read(torch.cat((prompt, ids), dim=1), found, ids.shape[1])
 
     def prefill(ids: Tensor) -> Passages:
         return Passages(embedder, tokenizer, ids)
@@ -84,7 +84,7 @@ def peer(model: Any, tokenizer: Any, config: memcore.MemoryConfig) -> Peer:
     def forward(ids: Tensor, found: Passages, seen: int) -> Tensor:
         if found.cache is None:
             return after(found.prompt(ids[0], count), ids, found)
-        return read(ids, found)
+        return read(ids, found, ids.shape[1])
 
     def score(ids: Tensor, found: Passages, seen: int) -> Tensor:
         prompt = found.prompt(found.context[0, -PASSAGE:], count)
