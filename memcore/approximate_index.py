@@ -13,6 +13,7 @@ from memcore import events
 from memcore.chunk import NO_CHUNK, SearchResult
 from memcore.exact_backend import exact_search
 from memcore.in_memory import SearchIndex
+from memcore.products import full_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -317,7 +318,7 @@ def score_chunks(table: ChunkTable, queries: Tensor, ids: Tensor) -> SearchResul
     vectors = table.embeddings
     scores = queries.new_empty(ids.shape)
     step = max(1, _BLOCK // (ids.shape[1] * vectors.shape[1] * vectors.shape[2]))
-    with torch.autocast(queries.device.type, enabled=False):
+    with full_precision(queries.device.type):
         for at in range(0, len(ids), step):
             part = slice(at, at + step)
             scores[part] = torch.einsum("qkve,qe->qkv", vectors[rows[part]], queries[part]).amax(dim=2)
@@ -333,11 +334,8 @@ def _original(products: Tensor, queries: Tensor, centre: Tensor | None) -> Tenso
     """Return the products with the vectors as they were before the centre was subtracted."""
     if centre is None:
         return products
-    kind = queries.device.type
-    if torch.is_autocast_enabled(kind):  # to turn it off where it is not on is dear for short searches
-        with torch.autocast(kind, enabled=False):
-            return _original(products, queries, centre)
-    return products + (queries @ centre).to(products.device)[:, None]
+    with full_precision(queries.device.type):
+        return products + (queries @ centre).to(products.device)[:, None]
 
 
 def _is_large(offset: Tensor, spread: Tensor) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self, get_args
 
 import attrs
-import torch
 from attrs.validators import in_, instance_of, optional
 from torch import Tensor
 
@@ -31,11 +30,6 @@ def exact_search(table: ChunkTable, queries: Tensor, top_k: int) -> SearchResult
         Ids on the CPU and scores on the table's device, ``[Q, top_k]``.
     """
     vectors = table.embeddings
-    kind = vectors.device.type
-    if torch.is_autocast_enabled(kind):
-        # It would compute the products in half precision. Turning it off where it is not on is dear for short searches.
-        with torch.autocast(kind, enabled=False):
-            return exact_search(table, queries, top_k)
     best = BestProducts(queries, vectors.shape[0] * vectors.shape[1])(vectors).topk(top_k, dim=1)
     return SearchResult(ids=table.ids.take(best.indices.cpu()), scores=best.values)
 

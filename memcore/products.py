@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,8 +18,19 @@ Part = tuple[slice, slice]
 """Neighbouring queries, and the columns outside of which all of them are zero."""
 
 
+def full_precision(kind: str) -> AbstractContextManager[Any]:
+    """Return a context in which autocast does not compute products in half precision.
+
+    To turn it off where it is not on is dear for short searches.
+
+    Args:
+        kind: of the device they are computed on, such as ``"cpu"``.
+    """
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 class BestProducts:
-    """The largest product of each query with any vector of each chunk; not to be used under autocast.
+    """The largest product of each query with any vector of each chunk, in full precision.
 
     Queries of a layer with several key/value heads are zero but in the slot of their own head
     (:func:`memcore.embedders.query_in_own_slot`). Of such queries only the columns that are not zero are multiplied:
@@ -41,15 +53,16 @@ class BestProducts:
         Args:
             vectors: ``[n, V, E]`` float32 on the queries' device.
         """
-        step = max(1, _BLOCK // max(1, len(self._queries) * vectors.shape[1]))
-        if step >= len(vectors) and not self._parts:
-            return _best(vectors, self._queries)
-        scores = self._queries.new_empty(len(self._queries), len(vectors))
-        for first in range(0, len(vectors), step):
-            block = vectors[first : first + step]
-            for rows, columns in self._parts or [(slice(None), slice(None))]:
-                scores[rows, first : first + step] = _best(block[..., columns], self._queries[rows, columns])
-        return scores
+        with full_precision(vectors.device.type):
+            step = max(1, _BLOCK // max(1, len(self._queries) * vectors.shape[1]))
+            if step >= len(vectors) and not self._parts:
+                return _best(vectors, self._queries)
+            scores = self._queries.new_empty(len(self._queries), len(vectors))
+            for first in range(0, len(vectors), step):
+                block = vectors[first : first + step]
+                for rows, columns in self._parts or [(slice(None), slice(None))]:
+                    scores[rows, first : first + step] = _best(block[..., columns], self._queries[rows, columns])
+            return scores
 
 
 def worthwhile_parts(queries: Tensor) -> list[Part]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 
+from memcore.products import full_precision
 from memcore_faiss.positional_index import PositionalIndex
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class GraphWithTail(PositionalIndex):
         """Search the graph and the tail, and keep the best of both."""
         tail = self._tail()
         places = torch.arange(self._covered, self._covered + len(tail)).expand(len(queries), -1)
-        with torch.autocast(tail.device.type, enabled=False):
+        with full_precision(tail.device.type):
             products = (queries.to(tail.device) @ tail.T).cpu()
         if self._index is not None:
             of_graph, found = self.engine.search(self._index, queries, min(count, self._covered))

@@ -38,10 +38,6 @@ def search(
     Raises:
         CorruptedError: embeddings are damaged.
     """
-    if torch.is_autocast_enabled("cpu"):
-        # It would compute the products in half precision. Turning it off where it is not on is dear for short searches.
-        with torch.autocast("cpu", enabled=False):
-            return search(txn, namespace, queries, top_k, checks, held)
 
     def read(block: Block) -> Tensor:
         vectors = read_vectors(txn, namespace.record.number, block, namespace.record.shape, namespace.where)
