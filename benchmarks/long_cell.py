@@ -17,12 +17,13 @@ import attrs
 import torch
 from readings import InMemory, OnDisk, Plain, Reading
 from resident import Resident
-from texts import Hidden, repeated, with_keys
+from texts import repeated
 from torch import Tensor
 
 import memcore
 from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.record import Record
+from memcore.evaluation.vaults import Hidden, with_keys
 from memcore.evaluation.ways import memory_for
 from memcore.reader import answer, load_model
 

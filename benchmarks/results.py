@@ -31,11 +31,20 @@ DOCS: Final = Path(__file__).parents[1] / "docs"
 PAGE: Final = DOCS / "results.md"
 RESULTS: Final = DOCS / "results"
 
+
+def repeated(option: str, values: Any) -> list[str]:
+    """Return an option once for each value."""
+    return [part for value in values for part in (option, str(value))]
+
+
 CONTEXTS: Final = (8192, 16384, 32768)
 SCORED: Final = ("--scored", "4096", "--every", "4")
 """Every fourth of the last 4,096 tokens of a context: as many as 1,024 in a row, and over more of the text."""
 
 KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
+EACH: Final = ("--needles", "each", "--seeds", "1", *repeated("--depth", (n / 10 + 0.05 for n in range(10))))
+"""Ten keys in every text, which is read once for all of them."""
+
 TRAINED_LAYERS: Final = {
     "memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true",
     "own-keys": "layers = [5, 11, 17]\ngate = true",
@@ -68,11 +77,6 @@ class Sources:
     work: Path
 
 
-def repeated(option: str, values: Any) -> list[str]:
-    """Return an option once for each value."""
-    return [part for value in values for part in (option, str(value))]
-
-
 def studies(sources: Sources) -> dict[str, list[str]]:
     """Return the command of each study that these sources allow."""
     first, texts = sources.first, repeated("--file", sources.measured)
@@ -81,8 +85,8 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {
         "perplexity": ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *SCORED, *ways,
                        *repeated("--way", ("memory:faiss", "memory:hnswlib"))],
-        "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS), "--seeds", "1", "--way", "memory"],
-        "pass-keys-full": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), "--seeds", "1",
+        "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS), *EACH, "--way", "memory"],
+        "pass-keys-full": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), *EACH,
                            *repeated("--way", ("streaming", "full"))],
         "needles": ["eval", "passkey", first, *keys, "--tokens", "8192", "--seeds", "2",
                     *repeated("--needles", ("several", "distractors", "update")),
@@ -107,7 +111,7 @@ def studies(sources: Sources) -> dict[str, list[str]]:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *repeated("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
         found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *repeated("--tokens", KEYS[:4]),
-                                     "--seeds", "1", *repeated("--way", ("memory", "full"))]  # fmt: skip
+                                     *EACH, *repeated("--way", ("memory", "full"))]  # fmt: skip
         if sources.labelled is not None:
             found["icl-second"] = [found["icl"][0], found["icl"][1], sources.second, *found["icl"][3:]]
     return found
@@ -241,6 +245,7 @@ def run(
     labelled: Annotated[Path | None, typer.Option(help="Folder of the labelled sets.")] = None,
     second: Annotated[str, typer.Option(help="Hub id or folder of a second model.")] = "",
     work: Annotated[Path, typer.Option(help="Folder for trained weights.")] = Path("trained"),
+    dtype: Annotated[str, typer.Option(help="Weights and activations of what is evaluated.")] = "float32",
 ) -> None:
     """Run studies, or go on with them."""
     names = measured or ["emma", "persuasion"]
@@ -264,7 +269,7 @@ def run(
             work.mkdir(parents=True, exist_ok=True)
             Path(arguments[1]).write_text(training(sources, name.removeprefix("train-")), encoding="utf-8")
         else:
-            arguments = [*arguments, "--dtype", "float32", "--output", str(RESULTS / name)]
+            arguments = [*arguments, "--dtype", dtype, "--output", str(RESULTS / name)]
         console().print(f"{name}: memcore {shlex.join(arguments)}", soft_wrap=True)
         app(arguments, standalone_mode=False)
 

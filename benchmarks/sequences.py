@@ -27,7 +27,7 @@ from machine import spread
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from texts import Hidden, repeated, with_keys
+from texts import repeated
 from tiny import small_setting
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.plots import canvas
 from memcore.evaluation.record import Record
+from memcore.evaluation.vaults import Hidden, with_keys
 from memcore.reader import Reader, load_model
 
 if TYPE_CHECKING:

@@ -120,11 +120,7 @@ def make_trial(
         raise EvaluationError(
             f"{tokens} tokens hold no text beside what is hidden and asked; give at least {tokens - length + 1}"
         )
-    if length >= len(text):
-        raise EvaluationError(
-            f"the text has {len(text):,} tokens, too few for a prompt of {tokens:,}: give a longer one, or "
-            "several files, which are joined"
-        )
+    check_length(text, tokens, replaced=tokens - length)
     start = chance.randrange(len(text) - length)
     ids, done, where = begin, start, (0, 0)
     for at, needle, number in needles:
@@ -141,6 +137,19 @@ def make_trial(
         ids=torch.tensor([[*ids, *text[done : start + length], *question]]),
         needle=where,
     )
+
+
+def check_length(text: Sequence[int], tokens: int, *, replaced: int = 0) -> None:
+    """See that a text is longer than a stretch of it for a prompt of ``tokens``, ``replaced`` of which are not of it.
+
+    Raises:
+        EvaluationError: it is not.
+    """
+    if tokens - replaced >= len(text):
+        raise EvaluationError(
+            f"the text has {len(text):,} tokens, too few for a prompt of {tokens:,}: give a longer one, or "
+            "several files, which are joined"
+        )
 
 
 def _sentences(kind: str, key: str, others: int, depth: float, chance: random.Random) -> list[tuple[float, str, str]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import torch
 
 from memcore.config import MemoryConfig
+from memcore.errors import EvaluationError
 from memcore.evaluation.losses import Progress
-from memcore.evaluation.needles import Trial, make_trial
+from memcore.evaluation.needles import NEEDLES, Trial, check_length, make_trial
 from memcore.evaluation.record import Record
+from memcore.evaluation.vaults import Hidden, with_keys
 from memcore.evaluation.ways import PIECE, check_ways, read_as, seen
+from memcore.reader import Reader
 from memcore.transfer import input_device
 
 if TYPE_CHECKING:
@@ -21,6 +25,17 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS: Final = 8
 """Tokens generated: enough for five digits in any tokenizer."""
+
+EACH: Final = "each"
+"""The kind where one text has a key at every depth, and is read once for all of them."""
+
+KINDS: Final = {**NEEDLES, EACH: "a key of another vault at each depth, all asked for after one reading"}
+"""What can be hidden."""
+
+Cell = tuple[float, int]
+"""Depth and seed."""
+
+Result = dict[str, Any]
 
 Table = dict[float, dict[int, float]]
 """Shares of keys found, by depth and length."""
@@ -34,7 +49,7 @@ class Grid:
         lengths: of prompts, in tokens.
         depths: where the key stands, from 0 to 1.
         seeds: prompts for each length and depth.
-        kinds: what is hidden, see :data:`memcore.evaluation.needles.NEEDLES`.
+        kinds: what is hidden, see :data:`KINDS`.
         others: wrong keys beside the right one, where the kind has several.
     """
 
@@ -94,10 +109,10 @@ def evaluate(
         EvaluationError: the text is too short, or something is asked that there is not.
     """
     check_ways(ways, config)
+    asking = _Asking(model=model, tokenizer=tokenizer, text=text, config=config, grid=grid)
     for length in (min(grid.lengths), max(grid.lengths)):  # what cannot be made is found before hours of work
         for kind in grid.kinds:
-            for depth in grid.depths:
-                make_trial(tokenizer, text, tokens=length, depth=depth, seed=0, kind=kind, others=grid.others)
+            asking.check(kind, length)
     for kind in grid.kinds:
         for length in grid.lengths:
             for way in ways:
@@ -107,28 +122,76 @@ def evaluate(
                     continue
                 tell = progress(f"{kind}, {length:,} tokens, {way}", len(left)) if progress is not None else None
                 with read_as(model, way, config, tokenizer):
-                    for done, (depth, seed) in enumerate(left, start=1):
-                        trial = make_trial(
-                            tokenizer, text, tokens=length, depth=depth, seed=seed, kind=kind, others=grid.others
-                        )
-                        result = _ask(model, tokenizer, trial, way, config)
+                    results = (
+                        asking.together(left, way, length) if kind == EACH else asking.alone(left, way, kind, length)
+                    )
+                    for done, ((depth, seed), result) in enumerate(results, start=1):
                         record.add(grid.key(kind, length, depth, seed, way), result)
                         if tell is not None:
                             tell(done, len(left))
 
 
-def _ask(
-    model: Any, tokenizer: PreTrainedTokenizerBase, trial: Trial, way: str, config: MemoryConfig
-) -> dict[str, Any]:
-    ids, begun = seen(trial.ids, way, config), time.perf_counter()
-    text = answer(model, tokenizer, ids)
+@attrs.frozen(kw_only=True)
+class _Asking:
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    text: Sequence[int]
+    config: MemoryConfig
+    grid: Grid
+
+    def check(self, kind: str, length: int) -> None:
+        """Raise EvaluationError if there can be no such prompts."""
+        if kind not in KINDS:
+            raise EvaluationError(f"needles are one of {', '.join(KINDS)}; got {kind!r}")
+        if kind == EACH:
+            self._with_keys(length, 0)
+            return
+        for depth in self.grid.depths:
+            self._trial(kind, length, depth, 0)
+
+    def alone(self, cells: Sequence[Cell], way: str, kind: str, length: int) -> Iterator[tuple[Cell, Result]]:
+        """Read a prompt for each cell, and yield what was answered."""
+        for cell in cells:
+            trial = self._trial(kind, length, *cell)
+            ids, begun = seen(trial.ids, way, self.config), time.perf_counter()
+            text = answer(self.model, self.tokenizer, ids)
+            yield cell, _judged(text, trial.key, trial.others, ids.shape[1], time.perf_counter() - begun)
+
+    def together(self, cells: Sequence[Cell], way: str, length: int) -> Iterator[tuple[Cell, Result]]:
+        """Read a text for each seed, and yield what was answered to each question about it.
+
+        A question has its share of the tokens read, and of the time.
+        """
+        for seed in dict.fromkeys(seed for _, seed in cells):
+            ids, hidden = self._with_keys(length, seed)
+            asked = [each for each in hidden if (each.depth, seed) in cells]
+            reader = Reader(self.model, self.tokenizer, piece=PIECE)
+            reader.read(seen(ids, way, self.config))
+            for each in asked:
+                said = reader.ask(each.question, max_new_tokens=ANSWER_TOKENS)
+                others = [other.key for other in hidden if other is not each]
+                share, seconds = reader.tokens / len(asked), reader.seconds / len(asked)
+                yield (each.depth, seed), _judged(said.text, each.key, others, share, said.seconds + seconds)
+
+    def _trial(self, kind: str, length: int, depth: float, seed: int) -> Trial:
+        return make_trial(
+            self.tokenizer, self.text, tokens=length, depth=depth, seed=seed, kind=kind, others=self.grid.others
+        )
+
+    def _with_keys(self, length: int, seed: int) -> tuple[torch.Tensor, list[Hidden]]:
+        check_length(self.text, length)
+        start = random.Random(seed).randrange(len(self.text) - length)
+        return with_keys(self.tokenizer, self.text[start : start + length], self.grid.depths, seed)
+
+
+def _judged(text: str, key: str, others: Iterable[str], read: float, seconds: float) -> Result:
     return {
-        "key": trial.key,
+        "key": key,
         "answer": text,
-        "found": trial.key in text,
-        "other": any(key in text for key in trial.others),
-        "read": ids.shape[1],
-        "seconds": time.perf_counter() - begun,
+        "found": key in text,
+        "other": any(other in text for other in others),
+        "read": read,
+        "seconds": seconds,
     }
 
 

@@ -18,7 +18,9 @@ from memcore.evaluation import passkey as module
 from memcore.evaluation.needles import NEEDLES, make_trial
 from memcore.evaluation.passkey import Grid, evaluate, summary
 from memcore.evaluation.record import Record
+from memcore.evaluation.vaults import VAULTS, with_keys
 from memcore.evaluation.ways import WAYS
+from memcore.reader import Reader
 
 SMALL = MemoryConfig(window=64, chunk_size=8, sinks=4, top_k=2, question_tokens=4)
 TOKENIZER = character_tokenizer()
@@ -83,6 +85,73 @@ def test_what_cannot_be_hidden_is_said(changes: dict[str, Any], says: str) -> No
     fixed: dict[str, Any] = {"tokens": 900, "depth": 0.5, "seed": 1, **changes}
     with pytest.raises(EvaluationError, match=says):
         make_trial(TOKENIZER, TEXT, **fixed)
+
+
+def test_a_text_can_have_a_key_at_each_depth_and_is_as_long_as_before() -> None:
+    depths = [0.0, 0.3, 0.6, 1.0]
+    ids, hidden = with_keys(TOKENIZER, TEXT[:3000], depths, seed=2)
+    assert ids.shape == (1, 3000)
+    assert [each.depth for each in hidden] == depths
+    assert len({each.key for each in hidden}) == len(depths)
+    text = TOKENIZER.decode(ids[0])
+    for each, (what, colour) in zip(hidden, VAULTS, strict=False):
+        assert text.count(f" {each.key}") == 2
+        assert text.count(f"The {what} of the {colour} vault is {each.key}") == 1
+        assert TOKENIZER.decode(each.question[0]).endswith(f"The {what} of the {colour} vault is")
+        assert text.index(each.key) / len(text) == pytest.approx(each.depth, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "depths", "says"),
+    [
+        (900, [0.5, 0.55], "900 tokens have no room .* 0.5, 0.55"),
+        (3000, [n / 20 for n in range(11)], "at most 10 keys"),
+    ],
+)
+def test_keys_that_do_not_fit_a_text_are_refused(tokens: int, depths: list[float], says: str) -> None:
+    with pytest.raises(EvaluationError, match=says):
+        with_keys(TOKENIZER, TEXT[:tokens], depths, seed=0)
+
+
+def test_keys_at_each_depth_take_one_reading_and_it_is_the_same_for_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, read, asked = tiny_model("llama"), [], []
+    reading, asking = Reader.read, Reader.ask
+
+    def watched_read(self: Reader, ids: Any, progress: Any = None) -> None:
+        read.append(ids[0].tolist())
+        reading(self, ids, progress)
+
+    def watched_ask(self: Reader, question: Any, **given: Any) -> Any:
+        asked.append(question[0].tolist())
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return asking(self, question, **given)
+
+    monkeypatch.setattr(Reader, "read", watched_read)
+    monkeypatch.setattr(Reader, "ask", watched_ask)
+    grid = Grid(lengths=(1200,), depths=(0.2, 0.8), seeds=2, kinds=("each",))
+    every = {grid.key("each", 1200, depth, seed, way) for depth in (0.2, 0.8) for seed in (0, 1) for way in WAYS}
+
+    def go_on() -> Record:
+        record = Record(tmp_path / "passkey.json", "passkey", {})
+        evaluate(model, TOKENIZER, TEXT, [*WAYS], config=SMALL, grid=grid, record=record)
+        return record
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    record = go_on()
+    assert set(record.results) == every
+    # Two texts for each way, one of which was begun again for the question that was interrupted.
+    assert len(asked) == len(every) + 1
+    (first, *_), *texts = (read[begin : begin + 2] for begin in (0, 3, 5, 7, 9))
+    assert len(read) == 11
+    assert all(text == texts[0] for text in texts)
+    assert first == [texts[0][0][0], *texts[0][0][-63:]]
+    for depth in grid.depths:
+        keys = {record.results[grid.key("each", 1200, depth, 0, way)]["key"] for way in WAYS}
+        assert len(keys) == 1
 
 
 def test_every_way_reads_the_same_prompts_from_an_empty_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,14 +226,14 @@ def arguments(folder: str, tmp_path: Path, *more: str) -> list[str]:
 
 
 def test_the_command_writes_tables_json_and_heat_maps(tiny_folder: str, tmp_path: Path) -> None:
-    command = arguments(tiny_folder, tmp_path, "--needles", "single", "--needles", "update")
+    command = arguments(tiny_folder, tmp_path, "--needles", "single", "--needles", "update", "--needles", "each")
     result = run(*command, "--way", "full", "--way", "memory")
     assert result.exit_code == 0, result.output
-    for expected in ("full", "memory", "single", "update", "depth 0.5", "0/1"):
+    for expected in ("full", "memory", "single", "update", "each", "depth 0.5", "0/1"):
         assert expected in result.stdout
-    for kind in ("single", "update"):
+    for kind in ("single", "update", "each"):
         assert (tmp_path / "out" / f"passkey-{kind}.png").read_bytes().startswith(b"\x89PNG")
-    assert len(json.loads((tmp_path / "out" / "passkey.json").read_text())["results"]) == 2 * 2 * 2
+    assert len(json.loads((tmp_path / "out" / "passkey.json").read_text())["results"]) == 3 * 2 * 2
     assert result.stderr == ""  # no progress where there is no terminal
     assert run(*command, "--way", "full", "--way", "memory").stdout == result.stdout
 
@@ -173,7 +242,7 @@ def test_the_command_writes_tables_json_and_heat_maps(tiny_folder: str, tmp_path
     ("more", "says"),
     [
         (["--tokens", "5000"], "too few for a prompt of 5,000"),
-        (["--needles", "many"], "needles are one of"),
+        (["--needles", "many"], "needles are one of single, several, distractors, update, each"),
         (["--way", "chunks"], "no way of reading 'chunks'"),
         (["--way", "full", "--way", "full"], "given once"),
         (["--way", "memory:nowhere"], "nowhere"),

@@ -38,7 +38,9 @@ def passkey(
     seeds: Annotated[int, typer.Option(min=1, help="Prompts for each length and depth.")] = 4,
     needles: Annotated[
         list[str] | None,
-        typer.Option(help="What is hidden: single, several, distractors, update; may be repeated. single if left out."),
+        typer.Option(
+            help="What is hidden: single, several, distractors, update, each; may be repeated. single if left out."
+        ),
     ] = None,
     others: Annotated[
         int, typer.Option(min=1, help="Wrong keys beside the right one, for several and distractors.")
