@@ -42,7 +42,7 @@ SCORED: Final = ("--scored", "4096", "--every", "4")
 """Every fourth of the last 4,096 tokens of a context: as many as 1,024 in a row, and over more of the text."""
 
 KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
-EACH: Final = ("--needles", "each", "--seeds", "1", *repeated("--depth", (n / 10 + 0.05 for n in range(10))))
+EACH: Final = ("--needles", "each", "--seeds", "1", *repeated("--depth", (n / 100 for n in range(5, 100, 10))))
 """Ten keys in every text, which is read once for all of them."""
 
 TRAINED_LAYERS: Final = {

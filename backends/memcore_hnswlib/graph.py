@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import hnswlib
 import numpy as np
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from memcore_hnswlib.options import HnswlibOptions
 
 
+_LOCKS: Final = 65_536 * 40
+"""Bytes of the locks that every graph has for labels, however few it holds."""
+
+
 def graph_bytes(count: int, size: int, links: int) -> int:
     """Return what a graph takes in memory, in bytes, as hnswlib 0.8 lays it out.
 
     A vector has its numbers, twice ``links`` neighbours and their number, its label; with a probability of 1/``links``
     a level more of up to ``links`` neighbours, and so on; and beside the graph a lock, its level, a pointer, and its
-    place in a hash table.
+    place in a hash table. Every graph has locks of 2.5 MiB as well.
 
     Args:
         count: vectors.
@@ -33,7 +37,7 @@ def graph_bytes(count: int, size: int, links: int) -> int:
     ground = 4 * size + 4 * 2 * links + 4 + 8
     above = (4 * links + 4) / (links - 1)
     beside = 40 + 4 + 8 + 40
-    return round(count * (ground + above + beside))
+    return _LOCKS + round(count * (ground + above + beside))
 
 
 class HnswlibVectors(VectorIndex):
@@ -52,6 +56,7 @@ class HnswlibVectors(VectorIndex):
         self._options = options
         self._graph: Any = None  # hnswlib has no type hints
         self._dead = 0
+        self._too_many: int | None = None
 
     @property
     def dead(self) -> int:
@@ -60,7 +65,7 @@ class HnswlibVectors(VectorIndex):
 
     def start(self, size: int, count: int, sample: Tensor) -> None:
         """Begin anew: see :meth:`memcore.approximate_index.VectorIndex.start`."""
-        self._dead = 0
+        self._dead, self._too_many = 0, None
         self._graph = hnswlib.Index("ip", size)
         self._graph.init_index(
             max_elements=count,
@@ -72,6 +77,7 @@ class HnswlibVectors(VectorIndex):
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
         """Add vectors, first in place of removed ones."""
+        self._too_many = None
         again = min(self._dead, len(vectors))
         needed = self._graph.get_current_count() + len(vectors) - again
         if needed > self._graph.get_max_elements():
@@ -85,17 +91,25 @@ class HnswlibVectors(VectorIndex):
 
     def remove(self, labels: Tensor) -> None:
         """Mark vectors as deleted."""
+        self._too_many = None
         for label in labels.tolist():
             self._graph.mark_deleted(label)
         self._dead += labels.numel()
 
     def find(self, queries: Tensor, count: int) -> Found | None:
-        """Search the graph, or return None where too few vectors can be reached in it."""
+        """Search the graph, or return None where too few vectors can be reached in it.
+
+        That is not tried again before the graph changes: it takes time, and hnswlib never frees what it had reserved
+        for the result.
+        """
+        if self._too_many is not None and count >= self._too_many:
+            return None
         self._graph.set_ef(max(self._options.ef, count))
         try:
             labels, distances = self._graph.knn_query(queries.numpy(), count, num_threads=self._options.threads)
         except RuntimeError:
             # Graphs of many equal vectors can fall apart, and too few can be reached from the entry point.
+            self._too_many = count
             return None
         # hnswlib's distance is one less the product.
         return Found(torch.from_numpy(labels.view(np.int64)), torch.from_numpy(1 - distances))
@@ -103,14 +117,14 @@ class HnswlibVectors(VectorIndex):
     def clear(self) -> None:
         """Let go of the graph."""
         self._graph = None
-        self._dead = 0
+        self._dead, self._too_many = 0, None
 
     def copy(self) -> Self:
         """Return an index with a copy of the graph."""
         twin = type(self)(self._options)
         if self._graph is not None:
             twin._graph = hnswlib.Index(self._graph)
-            twin._dead = self._dead
+            twin._dead, twin._too_many = self._dead, self._too_many
         return twin
 
     def save(self, path: Path) -> None:

@@ -134,20 +134,31 @@ def test_equal_vectors_are_all_found(graph: HnswlibBackend) -> None:
     assert bool((result.scores == 64).all())
 
 
-def test_a_graph_that_has_fallen_apart_is_not_asked(graph: HnswlibBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_has_fallen_apart_is_not_asked_twice(
+    graph: HnswlibBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chunks = large(100)
     ids = graph.store("a", chunks)
     vectors = graph_of(graph)
+    asked: list[object] = []
 
     class Apart:
         def set_ef(self, ef: int) -> None:
             pass
 
-        def knn_query(self, *args: object, **kwargs: object) -> None:
+        def knn_query(self, _: object, count: object, **kwargs: object) -> None:
+            asked.append(count)
             raise RuntimeError("Cannot return the results in a contiguous 2D array. Probably ef or M is too small")
 
+    with monkeypatch.context() as context:
+        context.setattr(vectors, "_graph", Apart())
+        for _ in range(3):
+            assert recall(graph, chunks, ids) == 1.0
+        assert len(asked) == 1
+    graph.evict("a", ids[:1])  # the graph has changed, so it is asked again
     monkeypatch.setattr(vectors, "_graph", Apart())
-    assert recall(graph, chunks, ids) == 1.0
+    assert recall(graph, select(chunks, slice(1, None)), ids[1:]) == 1.0
+    assert len(asked) == 2
 
 
 def test_new_vectors_take_the_places_of_removed_ones(graph: HnswlibBackend) -> None:
