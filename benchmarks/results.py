@@ -32,19 +32,12 @@ PAGE: Final = DOCS / "results.md"
 RESULTS: Final = DOCS / "results"
 
 
-def repeated(option: str, values: Any) -> list[str]:
-    """Return an option once for each value."""
-    return [part for value in values for part in (option, str(value))]
-
-
 CONTEXTS: Final = (8192, 16384, 32768)
 SCORED: Final = ("--scored", "4096", "--every", "4")
 """Every fourth of the last 4,096 tokens of a context: as many as 1,024 in a row, and over more of the text."""
 
 KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
-EACH: Final = ("--needles", "each", "--seeds", "1", *repeated("--depth", (n / 100 for n in range(5, 100, 10))))
-"""Ten keys in every text, which is read once for all of them."""
-
+"""Of each of the first four, a prompt for every depth; of the others one text for all, each key of another vault."""
 TRAINED_LAYERS: Final = {
     "memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true",
     "own-keys": "layers = [5, 11, 17]\ngate = true",
@@ -77,6 +70,11 @@ class Sources:
     work: Path
 
 
+def repeated(option: str, values: Any) -> list[str]:
+    """Return an option once for each value."""
+    return [part for value in values for part in (option, str(value))]
+
+
 def studies(sources: Sources) -> dict[str, list[str]]:
     """Return the command of each study that these sources allow."""
     first, texts = sources.first, repeated("--file", sources.measured)
@@ -85,9 +83,10 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {
         "perplexity": ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *SCORED, *ways,
                        *repeated("--way", ("memory:faiss", "memory:hnswlib"))],
-        "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS), *EACH, "--way", "memory"],
-        "pass-keys-full": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), *EACH,
-                           *repeated("--way", ("streaming", "full"))],
+        "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), "--seeds", "1",
+                      *repeated("--way", ("memory", "full"))],
+        "pass-keys-long": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[4:]), "--needles", "each",
+                           "--seeds", "1", "--way", "memory"],
         "needles": ["eval", "passkey", first, *keys, "--tokens", "8192", "--seeds", "2",
                     *repeated("--needles", ("several", "distractors", "update")),
                     *repeated("--way", ("memory", "full"))],
@@ -111,7 +110,7 @@ def studies(sources: Sources) -> dict[str, list[str]]:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *repeated("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
         found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *repeated("--tokens", KEYS[:4]),
-                                     *EACH, *repeated("--way", ("memory", "full"))]  # fmt: skip
+                                     "--seeds", "1", *repeated("--way", ("memory", "full"))]  # fmt: skip
         if sources.labelled is not None:
             found["icl-second"] = [found["icl"][0], found["icl"][1], sources.second, *found["icl"][3:]]
     return found
