@@ -38,6 +38,7 @@ SCORED: Final = ("--scored", "4096", "--every", "4")
 
 KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 """Of each of the first four, a prompt for every depth; of the others one text for all, each key of another vault."""
+
 TRAINED_LAYERS: Final = {
     "memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true",
     "own-keys": "layers = [5, 11, 17]\ngate = true",

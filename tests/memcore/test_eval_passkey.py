@@ -229,7 +229,7 @@ def test_the_command_writes_tables_json_and_heat_maps(tiny_folder: str, tmp_path
     command = arguments(tiny_folder, tmp_path, "--needles", "single", "--needles", "update", "--needles", "each")
     result = run(*command, "--way", "full", "--way", "memory")
     assert result.exit_code == 0, result.output
-    for expected in ("full", "memory", "single", "update", "each", "depth 0.5", "0/1"):
+    for expected in ("full", "memory", "single", "update", "each: keys found, by depth", "0.5", "0/1"):
         assert expected in result.stdout
     for kind in ("single", "update", "each"):
         assert (tmp_path / "out" / f"passkey-{kind}.png").read_bytes().startswith(b"\x89PNG")

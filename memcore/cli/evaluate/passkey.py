@@ -122,7 +122,13 @@ def _show(results: dict[str, Any], ways: Sequence[str], grid: Grid, kind: str) -
     from rich.table import Table
 
     table = Table(
-        "tokens", "", *(f"depth {depth:g}" for depth in grid.depths), "found", "wrong key", "tok/s", title=kind
+        "tokens",
+        "",
+        *(f"{depth:g}" for depth in grid.depths),
+        "all depths",
+        "wrong key",
+        "tok/s",
+        title=f"{kind}: keys found, by depth",
     )
     for length in grid.lengths:
         for way in ways:
