@@ -4,8 +4,8 @@
 
 Every variant is the default configuration, or that given by ``--set``, but for what its name says. All read the same
 texts, and the same tokens are scored after the same context. The ratio to full attention and its standard error are
-taken block by block (``memcore.evaluation.perplexity.relative``). Pass-keys are those of ``memcore eval passkey``. What
-is done already is not done again, so variants can be added, and a run that was interrupted goes on.
+taken block by block (``memcore.evaluation.perplexity.relative``). Pass-keys are those of ``memcore eval passkey --needles
+each``. What is done already is not done again, so variants can be added, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ from memcore.demo.text import language_reference
 from memcore.demo.weights import demo_model_path
 from memcore.evaluation.losses import Progress as Tell
 from memcore.evaluation.machine import describe_machine
-from memcore.evaluation.needles import make_trial
-from memcore.evaluation.passkey import answer
+from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.perplexity import perplexity, relative, spans_for
 from memcore.evaluation.plots import panels
 from memcore.evaluation.record import Record
+from memcore.evaluation.vaults import with_keys
 from memcore.evaluation.ways import read_as
 from memcore.files import read_text
 from memcore.fingerprint import model_fingerprint
 from memcore.prompt import encode
-from memcore.reader import load_model
+from memcore.reader import Reader, load_model
 
 Changes = dict[str, Any]
 """Fields of the configuration that a variant changes; ``way`` is a way of reading other than ``memory``."""
 
 DEPTHS: Final = (0.1, 0.3, 0.5, 0.7, 0.9)
+TEXTS: Final = 2
+"""With pass-keys, of several vaults each: they are harder to tell apart than one is to find, so there is something to
+gain and to lose."""
 
 
 def variants(layers: Sequence[int], context: int) -> dict[str, dict[str, Changes]]:
@@ -101,8 +104,8 @@ class Ablation:
         context: tokens read of each.
         scored: at the end of these.
         every: which of the scored tokens count.
-        passkey_tokens: length of the prompts with a pass-key; 0 for none.
-        depths: where the pass-keys are hidden, one prompt for each.
+        passkey_tokens: length of the texts with pass-keys; 0 for none.
+        depths: where the pass-keys are hidden in each.
         base: what the variants change.
         record: where results go.
     """
@@ -144,12 +147,17 @@ class Ablation:
         key, text = f"pass-keys / {name}", encode(self.tokenizer, language_reference(), special=False)[0].tolist()
         if key in self.record.results:
             return
-        found, told = [], tell(key)
+        found: list[bool] = []
+        told = tell(key)
         with read_as(self.model, way, config, self.tokenizer):
-            for seed, depth in enumerate(self.depths):
-                trial = make_trial(self.tokenizer, text, tokens=self.passkey_tokens, depth=depth, seed=seed)
-                found.append(trial.key in answer(self.model, self.tokenizer, trial.ids))
-                told(seed + 1, len(self.depths))
+            for number in range(TEXTS):
+                part = text[number * self.passkey_tokens :][: self.passkey_tokens]
+                ids, hidden = with_keys(self.tokenizer, part, self.depths, number)
+                reader = Reader(self.model, self.tokenizer)
+                reader.read(ids)
+                for each in hidden:
+                    found.append(each.key in reader.ask(each.question, max_new_tokens=ANSWER_TOKENS).text)
+                    told(len(found), TEXTS * len(hidden))
         self.record.add(key, found)
 
 
@@ -206,7 +214,7 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens read of each text.")] = 8192,
     scored: Annotated[int, typer.Option(help="Tokens at the end of the context, of which some are scored.")] = 6144,
     every: Annotated[int, typer.Option(help="Score every N-th of these.")] = 4,
-    passkey_tokens: Annotated[int, typer.Option(help="Length of prompts with a pass-key; 0 for none.")] = 8000,
+    passkey_tokens: Annotated[int, typer.Option(help="Length of texts with pass-keys; 0 for none.")] = 8000,
     group: Annotated[list[str] | None, typer.Option(help="Only this group; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "bfloat16",
     settings: SetOption = None,

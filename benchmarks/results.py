@@ -93,8 +93,10 @@ def studies(sources: Sources) -> dict[str, list[str]]:
                     *repeated("--way", ("memory", "full"))],
     }  # fmt: skip
     if sources.labelled is not None:
+        # 128 demonstrations would fit the default window.
         found["icl"] = ["eval", "icl", first, *repeated("--dataset", ("sst2", "sst5", "subj")), "--data-folder",
-                        str(sources.labelled), "--items", "100", *ways]  # fmt: skip
+                        str(sources.labelled), "--items", "50", "--window", "512",
+                        *repeated("--way", ("window", "streaming", "memory", "full"))]  # fmt: skip
     for name in TRAINED_LAYERS:
         trained = ["--trained", str(sources.work / name), *repeated("--way", ("window", "streaming", "memory"))]
         found[f"train-{name}"] = ["train", str(sources.work / f"{name}.toml")]

@@ -24,19 +24,19 @@ NEEDLES: Final = {
 }
 """What can be hidden."""
 
-_KEY: Final = "\n\nThe {what} of the {name} vault is {key}. Remember it: the {name} vault opens with {what} {key}.\n\n"
+KEY: Final = "\n\nThe {what} of the {name} vault is {key}. Remember it: the {name} vault opens with {what} {key}.\n\n"
 _OTHER: Final = "\n\nThe {what} of the {name} vault is {key}. Remember it: the {name} vault goes with {what} {key}.\n\n"
 _CHANGED: Final = (
     "\n\nThe {what} of the {name} vault has been changed to {key}. Remember it: the {name} vault now opens with {what} "
     "{key}.\n\n"
 )
-_QUESTION: Final = (
+QUESTION: Final = (
     "\n\nQuestion: What is the {what} of the {name} vault{now}?\nAnswer: The {what} of the {name} vault is{now}"
 )
 
 _WHAT: Final = "access code"
 _NAME: Final = "green"
-_NUMBERS: Final = range(10_000, 100_000)
+NUMBERS: Final = range(10_000, 100_000)
 _NAMES: Final = ("red", "blue", "yellow", "white", "black", "silver", "orange", "purple", "brown", "golden", "grey")
 _WHATS: Final = (
     "serial number",
@@ -110,9 +110,9 @@ def make_trial(
             f"{kind!r}, {depth}, {others}"
         )
     chance = random.Random(f"{seed} {depth}")
-    key = str(chance.choice(_NUMBERS))
+    key = str(chance.choice(NUMBERS))
     begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    question = _ids(tokenizer, _QUESTION.format(what=_WHAT, name=_NAME, now=" now" if kind == "update" else ""))
+    question = _ids(tokenizer, QUESTION.format(what=_WHAT, name=_NAME, now=" now" if kind == "update" else ""))
     hidden = _sentences(kind, key, others, depth, chance)
     needles = [(at, _ids(tokenizer, sentence), number) for at, sentence, number in hidden]
     length = tokens - len(begin) - len(question) - sum(len(needle) for _, needle, _ in needles)
@@ -154,15 +154,15 @@ def check_length(text: Sequence[int], tokens: int, *, replaced: int = 0) -> None
 
 def _sentences(kind: str, key: str, others: int, depth: float, chance: random.Random) -> list[tuple[float, str, str]]:
     """Return depth, sentence and number of all that is hidden, in that order."""
-    right = (_CHANGED if kind == "update" else _KEY).format(what=_WHAT, name=_NAME, key=key)
+    right = (_CHANGED if kind == "update" else KEY).format(what=_WHAT, name=_NAME, key=key)
     if kind == "single":
         return [(depth, right, key)]
-    wrong = [number for number in map(str, chance.sample(_NUMBERS, others + 1)) if number != key][:others]
+    wrong = [number for number in map(str, chance.sample(NUMBERS, others + 1)) if number != key][:others]
     if kind == "update":
-        old = _KEY.format(what=_WHAT, name=_NAME, key=wrong[0])
+        old = KEY.format(what=_WHAT, name=_NAME, key=wrong[0])
         return [(depth * chance.random(), old, wrong[0]), (depth, right, key)]
     if kind == "several":
-        beside = [(_KEY, _WHAT, name) for name in chance.sample(_NAMES, others)]
+        beside = [(KEY, _WHAT, name) for name in chance.sample(_NAMES, others)]
     else:
         beside = [(_OTHER, what, _NAME) for what in chance.sample(_WHATS, others)]
     hidden = [

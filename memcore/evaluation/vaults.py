@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memcore.errors import EvaluationError
-from memcore.evaluation.needles import make_trial
+from memcore.evaluation.needles import KEY, NUMBERS, QUESTION
 from memcore.prompt import encode
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ VAULTS: Final = (
     ("archive number", "purple"),
     ("delivery number", "brown"),
 )
-"""What can be hidden in one text, the first being what ``make_trial`` hides: each differs from the others in both
-words, as many keys of one form would test the choice among them, not memory."""
+"""What can be hidden in one text: each differs from the others in both words, as many keys of one form would test the
+choice among them, not memory."""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +53,7 @@ def with_keys(
 ) -> tuple[Tensor, list[Hidden]]:
     """Hide a key at each depth, of a vault of its own, in place of the tokens that stood there.
 
-    Sentences and questions are those of :func:`memcore.evaluation.needles.make_trial`.
+    Sentences and questions are of the form that :func:`memcore.evaluation.needles.make_trial` has.
 
     Args:
         tokenizer: of the model.
@@ -71,20 +72,10 @@ def with_keys(
     begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     ids = [*begin, *text][: len(text)]
     hidden, free = [], len(begin)
-    (own_what, own_colour), *_ = VAULTS
-    for (what, colour), depth in zip(VAULTS, depths, strict=False):
-        # At depth 1 the question follows the sentence, so that the two can be told apart.
-        trial = make_trial(tokenizer, text, tokens=len(text) // 2, depth=1, seed=seed + round(1000 * depth))
-        first, last = trial.needle
-        sentence, question = (
-            encode(
-                tokenizer,
-                str(tokenizer.decode(part)).replace(own_what, what).replace(own_colour, colour),
-                special=False,
-            )
-            for part in (trial.ids[0, first : last + 1], trial.ids[0, last + 1 :])
-        )
-        needle = sentence[0].tolist()
+    for (what, name), depth in zip(VAULTS, depths, strict=False):
+        key = str(random.Random(f"{seed + round(1000 * depth)} 1").choice(NUMBERS))
+        needle = encode(tokenizer, KEY.format(what=what, name=name, key=key), special=False)[0].tolist()
+        question = encode(tokenizer, QUESTION.format(what=what, name=name, now=""), special=False)
         place = len(begin) + int((len(ids) - len(begin) - len(needle)) * depth)
         if place < free:
             raise EvaluationError(
@@ -93,5 +84,5 @@ def with_keys(
             )
         ids[place : place + len(needle)] = needle
         free = place + len(needle)
-        hidden.append(Hidden(key=trial.key, depth=depth, question=question))
+        hidden.append(Hidden(key=key, depth=depth, question=question))
     return torch.tensor([ids]), hidden
