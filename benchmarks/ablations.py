@@ -4,8 +4,8 @@
 
 Every variant is the default configuration, or that given by ``--set``, but for what its name says. All read the same
 texts, and the same tokens are scored after the same context. The ratio to full attention and its standard error are
-taken block by block (``memcore.evaluation.perplexity.relative``). Pass-keys are those of ``memcore eval passkey --needles
-each``. What is done already is not done again, so variants can be added, and a run that was interrupted goes on.
+taken block by block (``memcore.evaluation.perplexity.relative``). Pass-keys are the kind ``each`` of ``memcore eval
+passkey``. What is done already is not done again, so variants can be added, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
