@@ -27,11 +27,11 @@ from memcore.errors import (
     UnknownNamespaceError,
 )
 from memcore.eviction import ChunkUsage, EvictionPolicy, problem_with_choice
-from memcore.exact_backend import ExactBackend, ExactOptions
+from memcore.namespaces import Namespaces
 from memcore.recall import Retrieved, recall
-from memcore.shelves import TEMPORARY, Shelves, fetch
+from memcore.shelves import TEMPORARY, fetch
 from memcore.uninterrupted import uninterrupted
-from memcore.view import Shelf, View
+from memcore.view import View
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,19 +87,12 @@ class MemoryBank:
         self.policy = policy
         self.capacity = capacity
         self._hooks = hooks
-        self._views: dict[str, View] = {}
-        self._clock = 0
         self._closed = False
         self._lock = RLock()
         self._depth = 0  # calls under way, one inside of the other
         self._discarded: deque[str] = deque()
-        self._shelves = Shelves(backend)
-        if isinstance(backend, PersistentBackend) and backend.read_only:
-            self._shelves = Shelves(ExactBackend(ExactOptions()))
-        else:
-            for name in backend.namespaces():
-                if name.startswith(TEMPORARY):
-                    backend.drop(name)
+        self._namespaces = Namespaces(backend)
+        self._shelves = self._namespaces.shelves
         hooks.opened(holdings_of(self))
 
     @property
@@ -115,7 +108,7 @@ class MemoryBank:
     @property
     def read_only(self) -> bool:
         """Whether nothing can be kept."""
-        return self._shelves.backend is not self.backend
+        return self._namespaces.read_only
 
     @_locked
     def store(self, namespace: str, chunks: ChunkBatch) -> Tensor:
@@ -138,10 +131,10 @@ class MemoryBank:
             shelf = self._shelves.open_for(view, namespace, chunks)
             backend_ids = shelf.backend.store(shelf.name, chunks)
             if created:
-                self._views[namespace] = view
+                self._namespaces.put(namespace, view)
             self._shelves.enter(shelf, view)
-            self._clock += 1
-            ids = view.add(backend_ids, self._clock)
+            self._namespaces.clock += 1
+            ids = view.add(backend_ids, self._namespaces.clock)
             seconds = perf_counter() - begun
             if events.BANK_STORED.wanted:
                 events.BANK_STORED.log(namespace=namespace, chunks=len(ids), count=len(view), seconds=seconds)
@@ -200,8 +193,8 @@ class MemoryBank:
         if not len(rows):
             return None
         with torch.inference_mode(False):
-            self._clock += 1
-            view.use(rows, self._clock)
+            self._namespaces.clock += 1
+            view.use(rows, self._namespaces.clock)
         ids = view.ids[rows]
         seconds = perf_counter() - begun
         if events.BANK_RETRIEVED.wanted:
@@ -252,7 +245,7 @@ class MemoryBank:
         self._check_writable(target)
         replaced = self._find(target)
         with torch.inference_mode(False):
-            self._views[target] = self._shelves.share(view)
+            self._namespaces.put(target, self._shelves.share(view))
         if replaced is not None:
             self._shelves.leave(replaced)
 
@@ -263,13 +256,9 @@ class MemoryBank:
         Raises:
             ReadOnlyError: the backend is read-only and the namespace not temporary.
         """
-        view = self._find(namespace)
-        if view is not None:
+        if self._find(namespace) is not None:
             self._check_writable(namespace)
-            del self._views[namespace]
-            self._shelves.leave(view)
-        if self.persistent and not self.read_only and not namespace.startswith(TEMPORARY):
-            self.persistent.drop_record(usage_record.record_name(namespace))
+        self._namespaces.drop(namespace)
 
     def discard(self, namespaces: Iterable[str]) -> None:
         """Forget namespaces as soon as no call is under way, at the latest at the next.
@@ -311,14 +300,14 @@ class MemoryBank:
             view = View.empty()
             shelf = self._shelves.open_for(view, namespace, chunks)
             backend_ids = shelf.backend.store(shelf.name, chunks)
-            self._views[namespace] = view
+            self._namespaces.put(namespace, view)
             self._shelves.enter(shelf, view)
             if replaced is not None:
                 self._shelves.leave(replaced)
-            view.add(backend_ids, self._clock)
+            view.add(backend_ids, self._namespaces.clock)
             view.ids, view.next_id = usage.ids.clone(), next_id
             view.usage = torch.stack((usage.last_used, usage.retrievals))
-            self._clock = max([self._clock, *usage.last_used.tolist()])
+            self._namespaces.clock = max([self._namespaces.clock, *usage.last_used.tolist()])
 
     @_locked
     def truncate(self, namespace: str, next_id: int) -> None:
@@ -354,8 +343,7 @@ class MemoryBank:
         """
         if not self.read_only or namespace.startswith(TEMPORARY):
             return
-        if namespace in self._views:
-            self._shelves.leave(self._views.pop(namespace))
+        self._namespaces.forget(namespace)
         view = self._find(namespace)
         if view is not None and next_id is not None:
             with torch.inference_mode(False):
@@ -384,10 +372,7 @@ class MemoryBank:
     def namespaces(self) -> list[str]:
         """Return the names of all namespaces, sorted; also of those that a persistent backend brought along."""
         self._check_open()
-        brought = {name for name in self.backend.namespaces() if not name.startswith(TEMPORARY)}
-        if self.persistent is not None:  # what was emptied may be nothing to the backend
-            brought |= usage_record.recorded(self.persistent.record_names())
-        return sorted(self._views.keys() | (brought - self._shelves.names()))
+        return self._namespaces.names()
 
     @_locked
     def nbytes(self, namespace: str | None = None) -> int:
@@ -410,7 +395,7 @@ class MemoryBank:
     def flush(self) -> None:
         """Make everything so far durable, under the names that callers know it by, in one step of the backend."""
         self._check_open()
-        self._settle()
+        self._namespaces.settle()
 
     @_locked
     def close(self) -> None:
@@ -421,13 +406,8 @@ class MemoryBank:
         """
         if self._closed:
             return
-        for name in [name for name in self._views if name.startswith(TEMPORARY)]:
-            self.drop(name)
-        self._settle()
-        self.backend.close()
-        self._shelves.backend.close()
+        self._namespaces.close()
         self._closed = True
-        self._views.clear()
 
     def _drop_discarded(self) -> None:
         while self._discarded and not self._closed:
@@ -443,45 +423,8 @@ class MemoryBank:
             raise ReadOnlyError(f"namespace {namespace!r} cannot be changed: the backend was opened read-only")
 
     def _find(self, namespace: str) -> View | None:
-        """Return the view of a namespace, made now if the backend brought it along."""
         self._check_open()
-        view = self._views.get(namespace)
-        # A shelf may outlive the namespace it was made for, and is none then.
-        if view is not None or namespace in self._shelves:
-            return view
-        with torch.inference_mode(False):
-            backend_ids = self.backend.ids(namespace).cpu()
-            kept = self.persistent
-            record = None if kept is None else kept.read_record(usage_record.record_name(namespace))
-            if record is None and not backend_ids.numel():
-                return None
-            shelf = Shelf(self.backend, namespace)
-            view, clock, forgotten = usage_record.unpack(record, backend_ids, shelf)
-            self._clock = max(self._clock, clock)
-            self._views[namespace] = view
-            if self.read_only:
-                shelf.ragged = True  # another process may add to it
-                shelf.readers.add(view)
-            else:
-                if forgotten.numel():
-                    self.backend.evict(namespace, forgotten)
-                self._shelves.enter(shelf, view)
-            return view
-
-    def _settle(self) -> None:
-        """Move every named view to the shelf of its own name, write down its uses, and flush."""
-        backend = self.persistent
-        if backend is None or self.read_only:
-            return
-        named = {name: view for name, view in self._views.items() if not name.startswith(TEMPORARY)}
-        with torch.inference_mode(False), torch.no_grad():
-            self._shelves.settle(named)
-            for name, view in named.items():
-                if view.changed:
-                    backend.write_record(usage_record.record_name(name), usage_record.pack(view, self._clock))
-            backend.flush()
-            for view in named.values():
-                view.changed = False
+        return self._namespaces.find(namespace)
 
     def _make_room(self, namespace: str, view: View, capacity: int) -> None:
         begun = perf_counter()

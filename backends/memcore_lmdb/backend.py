@@ -32,12 +32,13 @@ from memcore_lmdb.arena import Arena
 from memcore_lmdb.catalogue import Catalogue
 from memcore_lmdb.checks import Checks
 from memcore_lmdb.copying import clear_unfinished, copy_namespace
-from memcore_lmdb.environment import Environment, Writing
+from memcore_lmdb.environment import Environment
 from memcore_lmdb.folder import WRITER_LOCK, prepare_folder
 from memcore_lmdb.footprint import footprint
 from memcore_lmdb.format import RECORD, keys_from, name_key, unpack_name, unpack_named
 from memcore_lmdb.held_vectors import HeldVectors
 from memcore_lmdb.namespace import Namespace
+from memcore_lmdb.opening import Writing
 from memcore_lmdb.options import LmdbOptions
 from memcore_lmdb.overlay import Overlay
 from memcore_lmdb.payload import PayloadLayout

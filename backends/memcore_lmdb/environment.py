@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,13 +12,12 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-import attrs
 import lmdb
 
 from memcore.errors import BackendError, CorruptedError
 from memcore.files import sync
 from memcore_lmdb import events
-from memcore_lmdb.explanation import MOST_READERS, explanation
+from memcore_lmdb.explanation import explanation
 from memcore_lmdb.folder import (
     UNFINISHED_COPY,
     current_file,
@@ -29,25 +27,14 @@ from memcore_lmdb.folder import (
     remove_leftovers,
 )
 from memcore_lmdb.format import COUNTER, HEADER, check_header, seal, write_header
+from memcore_lmdb.opening import SLACK, Writing, file_size, open_file
 from memcore_lmdb.pages import Snapshot
 from memcore_lmdb.registry import environments, registering
 from memcore_lmdb.wiping import wipe_gaps
 
 T = TypeVar("T")
 
-_SLACK: Final = 1 << 20
-"""Bytes of pages that a transaction may need beside what it writes."""
-
 _TRIES: Final = 5
-
-
-@attrs.frozen(kw_only=True)
-class Writing:
-    """How to write: the options of the same names."""
-
-    map_size: int
-    max_map_size: int | None
-    sync: bool
 
 
 class Environment:
@@ -256,7 +243,7 @@ class Environment:
             self._file = file or first_file(self.folder)
             with self._explained():
                 try:
-                    self._env = self._open_file(file is None)
+                    self._env = open_file(self._file, self._writing, create=file is None)
                 except FileNotFoundError:
                     continue
             try:
@@ -269,33 +256,13 @@ class Environment:
             return
         raise BackendError(f"{self._file} is there and cannot be found when it is opened")
 
-    def _open_file(self, create: bool) -> lmdb.Environment:
-        writing = self._writing
-        settings: dict[str, Any] = {"subdir": False, "create": create, "mode": 0o644, "readonly": writing is None}
-        settings["max_readers"] = MOST_READERS
-        if hasattr(lmdb.Environment, "lib_version"):
-            settings["lib_version"] = 0  # of the format of new files
-        if writing is not None:
-            settings.update(sync=writing.sync, metasync=writing.sync, map_size=max(writing.map_size, _size(self._file)))
-        else:
-            settings.update(map_size=max(_SLACK, _size(self._file)))
-        try:
-            return lmdb.open(str(self._file), **settings)
-        except lmdb.Error as error:
-            if not self._file.exists():
-                raise FileNotFoundError(self._file) from error
-            if writing is None and not _can_lock(self._file):
-                # On media that cannot be written to nobody writes, so there is nothing to lock out.
-                return lmdb.open(str(self._file), lock=False, **settings)
-            raise
-
     def _check(self) -> None:
         """Raise unless the file is a whole memory; write the header of a new one."""
         env = self._opened()
         self._clear_readers()
         with self._begin() as txn:
             stat, info = txn.stat(), env.info()
-            missing = (info["last_pgno"] + 1) * stat["psize"] - _size(self._file)
+            missing = (info["last_pgno"] + 1) * stat["psize"] - file_size(self._file)
             # Of a new file only the first two pages may be there, and nothing is read from them.
             if stat["entries"] and missing > 0:
                 raise CorruptedError(f"{self._file} is cut short: {missing} bytes are missing; restore it from a copy")
@@ -348,13 +315,13 @@ class Environment:
     def _make_room(self, size: int) -> None:
         env = self._opened()
         info = env.info()
-        needed = (info["last_pgno"] + 1) * env.stat()["psize"] + size + size // 4 + _SLACK
+        needed = (info["last_pgno"] + 1) * env.stat()["psize"] + size + size // 4 + SLACK
         if needed > info["map_size"]:
             with contextlib.suppress(lmdb.MapFullError):  # what is free inside may do
                 self._grow(needed)
         # LMDB does not write pages that a transaction has freed again, and a file that ends before them looks as if it
         # were cut short.
-        if _size(self._file) < needed:
+        if file_size(self._file) < needed:
             os.truncate(self._file, needed)
 
     def _grow(self, needed: int) -> None:
@@ -439,17 +406,3 @@ class _Reading(AbstractContextManager[Any]):
 def _write_header(txn: Any) -> None:
     txn.put(HEADER, write_header())
     txn.put(COUNTER, seal((1).to_bytes(8, "little")))
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
-def _can_lock(file: Path) -> bool:
-    """Return whether LMDB can have its lock file beside this one."""
-    try:
-        descriptor = os.open(f"{file}-lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
-    os.close(descriptor)
-    return True

@@ -16,9 +16,10 @@ from memcore.backend import Damage
 from memcore.errors import BackendError, CorruptedError
 from memcore.files import sync
 from memcore_lmdb.blocks import ID, LENGTH, pack_entries
-from memcore_lmdb.environment import Environment, Writing
+from memcore_lmdb.environment import Environment
 from memcore_lmdb.folder import WRITER_LOCK, current_file
 from memcore_lmdb.format import BLOCK, COUNTER, NAMESPACE, PAYLOAD, VECTORS, id_key, name_key, seal
+from memcore_lmdb.opening import Writing
 from memcore_lmdb.pages import Snapshot
 from memcore_lmdb.verification import Inspection, Progress, SoundNamespace
 

@@ -56,7 +56,7 @@ def test_the_bank_holds_the_bytes_that_were_planned(family: str) -> None:
     model, _ = read(family, SMALL)
     costs = planned(family, SMALL)
     assert model.memory.bank.backend.nbytes() == costs.bank.payload + costs.bank.vectors
-    views = model.memory.bank._views.values()
+    views = model.memory.bank._namespaces.views()
     assert sum(nbytes(v.ids, v.part, v.backend_ids, v.usage[:, : len(v)]) for v in views) == costs.bookkeeping
     assert {len(view) for view in views} == {costs.chunks}
 
@@ -91,7 +91,7 @@ def test_full_attention_would_keep_the_bytes_that_were_planned(family: str) -> N
 def test_as_many_chunks_leave_the_window_as_were_planned(tokens: int) -> None:
     model, _ = read("llama", SMALL, tokens=tokens)
     costs = planned("llama", SMALL, tokens=tokens)
-    assert {len(view) for view in model.memory.bank._views.values()} == {costs.chunks}
+    assert {len(view) for view in model.memory.bank._namespaces.views()} == {costs.chunks}
     assert model.memory.bank.backend.nbytes() == costs.bank.payload + costs.bank.vectors
 
 
