@@ -22,33 +22,19 @@ from memcore.errors import (
     NotWrappedError,
     ReadOnlyError,
     SessionError,
-    SessionMismatchError,
     UnsupportedInputError,
 )
 from memcore.files import names_file, read_text
-from memcore.fingerprint import model_fingerprint, tokenizer_fingerprint
 from memcore.memory import Memory
-from memcore.options import describe
 from memcore.prompt import closing, encode, given_ids, opening
 from memcore.reader import Answer, Progress, answer
-from memcore.session_store import SessionInfo, SessionStore, Unfinished, check_name, now, read_bytes
+from memcore.session_binding import bound_to, check_same
+from memcore.session_store import SessionStore, Unfinished, now, read_bytes
 from memcore.transcript import Message, parse_messages
 from memcore.transfer import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_BINDING: Final = (
-    "window",
-    "sinks",
-    "chunk_size",
-    "query_tokens",
-    "embedder",
-    "embedder_options",
-    "layers",
-    "memory_layer",
-)
-"""Fields of the configuration that what is stored depends on."""
 
 _TOKENS: Final = "tokens"
 """Name of the tensor with all token ids read, beside those of the cache."""
@@ -105,19 +91,13 @@ class Session:
         self._cache: MemoryCache | None = None
         self._read = torch.empty(1, 0, dtype=torch.long)
         self.messages: list[Message] = []
-        made = SessionInfo(
-            name=check_name(name),
-            model=str(getattr(model.config, "_name_or_path", "")),
-            model_fingerprint=model_fingerprint(model),
-            tokenizer_fingerprint="" if tokenizer is None else tokenizer_fingerprint(tokenizer),
-            config={field: _plain(getattr(memory.config, field)) for field in _BINDING},
-        )
+        made = bound_to(name, model, tokenizer, memory.config)
         store = memory.sessions
         if create and not memory.bank.read_only and name not in store:
             store.save(made, {})
             events.SESSION_BEGUN.log(session=name, model=made.model)
         self.info = store.info(name)
-        self._check_same(made)
+        check_same(self.info, made)
         if not self.info.tokenizer_fingerprint:
             self.info = attrs.evolve(self.info, tokenizer_fingerprint=made.tokenizer_fingerprint)
         self._load()
@@ -337,28 +317,6 @@ class Session:
         if bank.read_only:  # another handle may look anew, and then the names show what is newer than this state
             self._cache = copy.deepcopy(self._cache)
 
-    def _check_same(self, made: SessionInfo) -> None:
-        """Refuse a model, tokenizer or configuration that the session was not made with."""
-        name, was = self.info.name, self.info
-        if was.model_fingerprint != made.model_fingerprint:
-            raise SessionMismatchError(
-                f"session {name!r} was made with model {was.model!r} (fingerprint {was.model_fingerprint}), not with "
-                f"{made.model!r} ({made.model_fingerprint}): its keys and values would mean nothing to this one. "
-                "The dtype counts, too"
-            )
-        if was.tokenizer_fingerprint and made.tokenizer_fingerprint not in ("", was.tokenizer_fingerprint):
-            raise SessionMismatchError(
-                f"session {name!r} was made with another tokenizer (fingerprint {was.tokenizer_fingerprint}, not "
-                f"{made.tokenizer_fingerprint}): take the one that belongs to {was.model!r}"
-            )
-        differ = [
-            f"{field} = {describe(was.config.get(field))}, not {describe(value)}"
-            for field, value in made.config.items()
-            if was.config.get(field) != value
-        ]
-        if differ:
-            raise SessionMismatchError(f"session {name!r} was made with {'; '.join(differ)}: wrap the model with that")
-
     def _check_writable(self) -> None:
         if self._memory.bank.read_only:
             raise ReadOnlyError(f"session {self.info.name!r} cannot read on: its backend was opened read-only")
@@ -416,10 +374,3 @@ def _tokens(kept: Tensor, tokens: int) -> Tensor:
     if kept.dtype != torch.int32 or kept.shape != (1, tokens):
         raise ValueError(f"{tokens} tokens are said to be read, and there are {kept.dtype} {list(kept.shape)}")
     return kept.long()
-
-
-def _plain(value: object) -> object:
-    """Return a value as a JSON file gives it back."""
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    return {key: _plain(each) for key, each in value.items()} if isinstance(value, dict) else value
