@@ -29,6 +29,7 @@ class Delegate:
         mask: makes the masks it wants from what transformers knows.
         convert: makes the mask it wants, see :meth:`mask_from`.
         eager: the family's own function, which also returns the attention weights; None if it has none.
+        cuttable: whether it may be called for some of the queries at a time, see :mod:`memcore_adapters.query_blocks`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Delegate:
     mask: Callable[..., Any]
     convert: Callable[[Tensor | None, Tensor, Tensor], Any]
     eager: AttentionFunction | None
+    cuttable: bool
 
     def mask_from(self, visible: Tensor | None, query: Tensor, key: Tensor) -> Any:
         """Return the mask it wants.
@@ -73,6 +75,7 @@ def delegate_for(decoder: Any, implementation: str) -> Delegate:
         mask=ALL_MASK_ATTENTION_FUNCTIONS[implementation],
         convert=_CONVERSIONS[implementation],
         eager=eager,
+        cuttable=implementation == "sdpa",
     )
 
 

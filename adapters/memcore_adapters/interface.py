@@ -19,6 +19,7 @@ from memcore.gate import GATE, gate_bias, gated
 from memcore.memory_layer import MemoryLayer
 from memcore_adapters.checkpointing import RECORD_ARGUMENT, LayerRecord
 from memcore_adapters.delegate import Delegate
+from memcore_adapters.query_blocks import can_be_cut, in_blocks
 
 CACHE_ARGUMENT = "memcore_cache"
 """Keyword by which a forward hands its cache to the attention functions, past every layer in between."""
@@ -44,6 +45,11 @@ def _last_weights(
         _, weights = delegate.eager(module, query[:, :, -1:], key, value, mask, *args, **{**kwargs, "dropout": 0.0})
     assert weights is not None
     return weights[:, :, -1]
+
+
+def _at_work(cache: MemoryCache | None) -> bool:
+    """Return whether memory has anything to add; before that all is to be bit for bit as without it."""
+    return cache is not None and cache.window is not None and cache.window.active
 
 
 def register(delegate: Delegate) -> str:
@@ -89,6 +95,8 @@ def register(delegate: Delegate) -> str:
             cache.memory.tracing.note(cache, layer, weights)
         if joined:
             attention_mask = delegate.mask_from(attention_mask, query, key)
+        elif delegate.cuttable and _at_work(cache) and can_be_cut(query, key, attention_mask):
+            return in_blocks(delegate.function, module, query, key, value, attention_mask, *args, **kwargs)
         return delegate.function(module, query, key, value, attention_mask, *args, **kwargs)
 
     AttentionInterface.register(delegate.name, memory_attention)
