@@ -61,7 +61,8 @@ class Grid:
 
     def key(self, kind: str, length: int, depth: float, seed: int, way: str) -> str:
         """Return the name of one result."""
-        beside = f" {self.others}" if kind in ("several", "distractors") else ""
+        others = {"several": self.others, "distractors": self.others, EACH: len(self.depths)}
+        beside = f" {others[kind]}" if kind in others else ""
         return f"{kind}{beside} / {length} / {depth:g} / {seed} / {way}"
 
 
@@ -103,7 +104,7 @@ def evaluate(
         config: the memory's; its window is also that of the way without memory.
         grid: what is tried.
         record: where results go.
-        progress: given what is asked and how many prompts there are, returns what is told how far it is.
+        progress: given what is asked and how many tokens there are to read, returns what is told how far it is.
 
     Raises:
         EvaluationError: the text is too short, or something is asked that there is not.
@@ -120,15 +121,16 @@ def evaluate(
                 left = [cell for cell in cells if grid.key(kind, length, *cell, way) not in record.results]
                 if not left:
                     continue
-                tell = progress(f"{kind}, {length:,} tokens, {way}", len(left)) if progress is not None else None
+                texts = len({seed for _, seed in left}) if kind == EACH else len(left)
+                what = f"{kind}, {length:,} tokens, {way}"
+                tell = _untold if progress is None else progress(what, length * texts)
                 with read_as(model, way, config, tokenizer):
-                    results = (
-                        asking.together(left, way, length) if kind == EACH else asking.alone(left, way, kind, length)
-                    )
-                    for done, ((depth, seed), result) in enumerate(results, start=1):
+                    if kind == EACH:
+                        results = asking.together(left, way, length, tell)
+                    else:
+                        results = asking.alone(left, way, kind, length, tell)
+                    for (depth, seed), result in results:
                         record.add(grid.key(kind, length, depth, seed, way), result)
-                        if tell is not None:
-                            tell(done, len(left))
 
 
 @attrs.frozen(kw_only=True)
@@ -149,24 +151,28 @@ class _Asking:
         for depth in self.grid.depths:
             self._trial(kind, length, depth, 0)
 
-    def alone(self, cells: Sequence[Cell], way: str, kind: str, length: int) -> Iterator[tuple[Cell, Result]]:
+    def alone(
+        self, cells: Sequence[Cell], way: str, kind: str, length: int, tell: Progress
+    ) -> Iterator[tuple[Cell, Result]]:
         """Read a prompt for each cell, and yield what was answered."""
-        for cell in cells:
+        for done, cell in enumerate(cells, start=1):
             trial = self._trial(kind, length, *cell)
             ids, begun = seen(trial.ids, way, self.config), time.perf_counter()
             text = answer(self.model, self.tokenizer, ids)
             yield cell, _judged(text, trial.key, trial.others, ids.shape[1], time.perf_counter() - begun)
+            tell(length * done, length * len(cells))
 
-    def together(self, cells: Sequence[Cell], way: str, length: int) -> Iterator[tuple[Cell, Result]]:
+    def together(self, cells: Sequence[Cell], way: str, length: int, tell: Progress) -> Iterator[tuple[Cell, Result]]:
         """Read a text for each seed, and yield what was answered to each question about it.
 
         A question has its share of the tokens read, and of the time.
         """
-        for seed in dict.fromkeys(seed for _, seed in cells):
+        seeds = list(dict.fromkeys(seed for _, seed in cells))
+        for done, seed in enumerate(seeds):
             ids, hidden = self._with_keys(length, seed)
             asked = [each for each in hidden if (each.depth, seed) in cells]
             reader = Reader(self.model, self.tokenizer, piece=PIECE)
-            reader.read(seen(ids, way, self.config))
+            reader.read(seen(ids, way, self.config), _part(tell, length * done, length, length * len(seeds)))
             for each in asked:
                 said = reader.ask(each.question, max_new_tokens=ANSWER_TOKENS)
                 others = [other.key for other in hidden if other is not each]
@@ -181,7 +187,16 @@ class _Asking:
     def _with_keys(self, length: int, seed: int) -> tuple[torch.Tensor, list[Hidden]]:
         check_length(self.text, length)
         start = random.Random(seed).randrange(len(self.text) - length)
-        return with_keys(self.tokenizer, self.text[start : start + length], self.grid.depths, seed)
+        return with_keys(self.tokenizer, self.text[start : start + length], sorted(self.grid.depths), seed)
+
+
+def _untold(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def _part(tell: Progress, before: int, tokens: int, total: int) -> Progress:
+    """Return what tells how far all is, when told how far a reading is that counts for so many tokens of it."""
+    return lambda done, of: tell(before + tokens * done // of, total)
 
 
 def _judged(text: str, key: str, others: Iterable[str], read: float, seconds: float) -> Result:

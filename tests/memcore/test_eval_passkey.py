@@ -202,7 +202,7 @@ def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: 
         go_on()
     go_on()
     assert len(asked) == 5
-    assert told[-1] == ("single, 300 tokens, full", 2, 2, 2)
+    assert told[-1] == ("single, 300 tokens, full", 600, 600, 600)
     assert len(go_on(seeds=3).results) == 6  # more seeds go into the same record
     assert len(asked) == 7
 

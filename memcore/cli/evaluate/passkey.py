@@ -95,7 +95,7 @@ def passkey(
             "text": digest(text),
         },
     )
-    with reading_progress("prompts") as start:
+    with reading_progress() as start:
         evaluate(
             setting.model,
             setting.tokenizer,
