@@ -4,16 +4,20 @@
 
 Inside the window the plain and the wrapped model take turns, so that a machine that slows down slows both. Long prompts
 are read by the wrapped model and by full attention: at once, and in pieces of 1,024 tokens, as one does by hand to save
-memory, and which is faster on a CPU. Ratios are of the medians, in brackets the smallest and largest time.
+memory, and which is faster on a CPU. Ratios are of the medians, in brackets the smallest and largest time. Of a
+generated token it is also said how much of its time is memory's own work: choosing, fetching and joining chunks, and
+moving what leaves the window. The rest is the model's, attention to what was retrieved included.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import torch
 import typer
@@ -25,9 +29,11 @@ from transformers import DynamicCache
 
 import memcore
 from memcore import MemoryConfig
+from memcore.cache import MemoryCache
 from memcore.cli.settings import SetOption, memory_config
 from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
+from memcore.memory_layer import MemoryLayer
 from memcore.prompt import encode
 from memcore.reader import load_model
 
@@ -39,6 +45,32 @@ def timed(run: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begun
+
+
+OWN_WORK: Final = ((MemoryLayer, "attend"), (MemoryCache, "begin"), (MemoryCache, "finish"))
+"""What memory does of its own in a forward pass: none of these computes anything of the model."""
+
+
+@contextmanager
+def own_work() -> Iterator[list[float]]:
+    """Give a list to which the seconds of each piece of memory's own work are added, while in this context."""
+    took: list[float] = []
+    before = [(owner, name, getattr(owner, name)) for owner, name in OWN_WORK]
+    for owner, name, method in before:
+
+        def call(*args: Any, method: Any = method, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                took.append(time.perf_counter() - begun)
+
+        setattr(owner, name, functools.wraps(method)(call))
+    try:
+        yield took
+    finally:
+        for owner, name, method in before:
+            setattr(owner, name, method)
 
 
 def prefill(model: Any, ids: Tensor) -> Any:
@@ -83,16 +115,15 @@ def inside_the_window(model: Any, ids: Tensor, config: MemoryConfig, repeats: in
 
 @torch.no_grad()
 def beyond_the_window(
-    model: Any, ids: Tensor, config: MemoryConfig, repeats: int, backends: list[str]
+    model: Any, ids: Tensor, config: MemoryConfig, repeats: int, backends: list[str], at_once: bool
 ) -> dict[str, Any]:
     """Time prefill and decode of a long prompt, with memory and with full attention."""
     token, results = ids[:, :1], {}
-    full: dict[str, Callable[[Any, Tensor], Any]] = {
-        "full attention, at once": prefill,
-        "full attention, pieces of 1,024": prefill_in_pieces,
-    }
+    full: dict[str, Callable[[Any, Tensor], Any]] = {"full attention, pieces of 1,024": prefill_in_pieces}
+    if at_once:
+        full["full attention, at once"] = prefill
     for way in [f"memory, {name}" for name in backends] + list(full):
-        took, steps = [], []
+        took, steps, shares = [], [], []
         for _ in range(repeats):
             begun = time.perf_counter()
             if way in full:
@@ -101,11 +132,15 @@ def beyond_the_window(
                 memcore.wrap(model, config, backend=way.removeprefix("memory, "))
                 cache = prefill(model, ids)
             took.append(time.perf_counter() - begun)
-            steps += decode(model, cache, token, 36)[4:]
+            decode(model, cache, token, 4)  # warms up
+            with own_work() as own:
+                measured = decode(model, cache, token, 32)
+            steps += measured
             del cache
             if way not in full:
+                shares.append(sum(own) / sum(measured))
                 memcore.unwrap(model)
-        results[way] = {"prefill": took, "decode": steps}
+        results[way] = {"prefill": took, "decode": steps, "own work": shares}
     return results
 
 
@@ -115,6 +150,7 @@ def main(
     settings: SetOption = None,
     backend: Annotated[list[str], typer.Option(help="Backends to try.")] = ["exact"],  # noqa: B006
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "float32",
+    at_once: Annotated[bool, typer.Option(help="Also read by full attention in one piece, which takes long.")] = True,
     repeats: Annotated[int, typer.Option(help="Rounds inside the window.")] = 15,
     long_repeats: Annotated[int, typer.Option(help="Rounds of each long prompt.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
@@ -139,15 +175,23 @@ def main(
     described = {"model": Path(model).name, "dtype": dtype, "config": config.to_dict()}
     results: dict[str, Any] = {"inside": inside}
     for length in tokens:
-        beyond = results[f"{length}"] = beyond_the_window(plain, ids[:, :length], config, long_repeats, backend)
+        beyond = results[f"{length}"] = beyond_the_window(
+            plain, ids[:, :length], config, long_repeats, backend, at_once
+        )
         save(json_file, "speed", described, results)
-        table = Table(f"{length:,} tokens", "prefill s", "tok/s", "× memory", "decode ms/token", title=name)
+        columns = ("prefill s", "tok/s", "× memory", "decode ms/token", "memory's own work")
+        table = Table(f"{length:,} tokens", *columns, title=name)
         first = statistics.median(next(iter(beyond.values()))["prefill"])
         for way, seconds in beyond.items():
             median = statistics.median(seconds["prefill"])
             milliseconds = [1000 * each for each in seconds["decode"]]
             table.add_row(
-                way, spread(seconds["prefill"]), f"{length / median:.0f}", f"{median / first:.2f}", spread(milliseconds)
+                way,
+                spread(seconds["prefill"]),
+                f"{length / median:.0f}",
+                f"{median / first:.2f}",
+                spread(milliseconds),
+                f"{statistics.median(seconds['own work']):.1%}" if seconds["own work"] else "",
             )
         console.print(table)
     save(json_file, "speed", described, results)
