@@ -93,6 +93,23 @@ def variants(layers: Sequence[int], context: int) -> dict[str, dict[str, Changes
     }
 
 
+def chosen(groups: dict[str, dict[str, Changes]], names: Sequence[str]) -> dict[str, dict[str, Changes]]:
+    """Return only the variants of these names, and what every picture needs.
+
+    Raises:
+        typer.BadParameter: there is none of a name.
+    """
+    unknown = sorted(set(names) - {name for members in groups.values() for name in members})
+    if unknown:
+        raise typer.BadParameter(f"no variant {', '.join(unknown)}")
+    wanted = {"full attention", "window and sinks", "default", *names}
+    kept = {
+        group: {name: changes for name, changes in members.items() if name in wanted}
+        for group, members in groups.items()
+    }
+    return {group: members for group, members in kept.items() if members}
+
+
 @attrs.frozen(kw_only=True)
 class Ablation:
     """What every variant is measured by.
@@ -216,6 +233,10 @@ def main(
     every: Annotated[int, typer.Option(help="Score every N-th of these.")] = 4,
     passkey_tokens: Annotated[int, typer.Option(help="Length of texts with pass-keys; 0 for none.")] = 8000,
     group: Annotated[list[str] | None, typer.Option(help="Only this group; may be repeated.")] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one, beside full attention, the window with sinks and the default; repeatable."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Weights and activations.")] = "bfloat16",
     settings: SetOption = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; ablations-MODEL if left out.")] = None,
@@ -253,6 +274,8 @@ def main(
         record=record,
     )
     groups = variants(layers, context)
+    if variant:
+        groups = chosen(groups, variant)
     with Progress(disable=not console().is_terminal) as progress:
 
         def tell(what: str) -> Tell:
@@ -260,8 +283,8 @@ def main(
             return lambda done, total: progress.update(task, completed=done, total=total)
 
         for each in dict.fromkeys(("controls", *(group or groups))):
-            for variant, changes in groups[each].items():
-                ablation.measure(variant, changes, tell)
+            for what, changes in groups.get(each, {}).items():
+                ablation.measure(what, changes, tell)
     title = f"{Path(name).name}, {context:,} tokens, window {base.window_length:,}"
     show(groups, record.results, title)
     draw(folder / "ablations.png", groups, record.results, title)

@@ -109,11 +109,13 @@ def test_what_a_gpu_is_asked_runs_without_one(tmp_path: Path) -> None:
 
 def test_one_field_is_changed_at_a_time_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     options = ["--set", "chunk_size=8", "--set", "top_k=6", "--group"]
-    _, first = small("ablations.py", tmp_path, *options, "controls")
+    _, first = small("ablations.py", tmp_path, *options, "sinks", "--variant", "sinks=0")
+    measured = ("full attention", "window and sinks", "default", "sinks=0")
+    assert set(first) == {f"{what} / {name}" for what in ("text.txt", "pass-keys") for name in measured}
     printed, results = small("ablations.py", tmp_path, *options, "sinks")
     assert {key: results[key] for key in first} == first
     assert all(name in printed for name in ("full attention", "sinks=16"))
     losses = {name: results[f"text.txt / {name}"]["losses"] for name in ("default", "sinks=0", "sinks=16")}
     assert len({tuple(each.values()) for each in losses.values()}) == len(losses), "each variant is read another way"
-    assert len(results["pass-keys / default"]) == 1
+    assert len(results["pass-keys / default"]) == 2
     assert (tmp_path / "ablations.png").exists()
