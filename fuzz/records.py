@@ -35,7 +35,8 @@ class Records(Target):
         info = SessionInfo(name=_NAME, tokens=3, next_ids={"0": 5}, config={"window": 8, "layers": [0]})
         self._sessions.save(info, {"tokens": torch.zeros(1, 3, dtype=torch.int32), "window.counts": torch.zeros(4)})
         messages = b'[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]'
-        uses = pack(self._bank._views["a"], 7)
+        (view,) = self._bank._namespaces.views()
+        uses = pack(view, 7)
         return [uses, *self._sessions._kept.values(), messages]
 
     def read(self, data: bytes) -> None:
