@@ -31,7 +31,6 @@ DOCS: Final = Path(__file__).parents[1] / "docs"
 PAGE: Final = DOCS / "results.md"
 RESULTS: Final = DOCS / "results"
 
-
 CONTEXTS: Final = (8192, 16384, 32768)
 SCORED: Final = ("--scored", "4096", "--every", "4")
 """Every fourth of the last 4,096 tokens of a context: as many as 1,024 in a row, and over more of the text."""

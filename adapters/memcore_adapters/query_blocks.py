@@ -19,6 +19,9 @@ BLOCK: Final = 256
 def can_be_cut(query: Tensor, key: Tensor, mask: Any) -> bool:
     """Return whether cutting an attention into blocks gives the same and may be faster.
 
+    Not where gradients go through it: gradient checkpointing computes a layer again, when memory may have come to work
+    in the meantime, and must then save as many tensors as before.
+
     Args:
         query: ``[B, Hq, T, D]``.
         key: ``[B, H, keys, D]``.
@@ -26,6 +29,7 @@ def can_be_cut(query: Tensor, key: Tensor, mask: Any) -> bool:
     """
     return (
         query.device.type == "cpu"
+        and not query.requires_grad
         and query.shape[2] > BLOCK
         and isinstance(mask, Tensor)
         and mask.dtype == torch.bool

@@ -57,6 +57,13 @@ def test_what_cannot_be_cut_is_left_alone(tokens: int, keys: int, mask: Tensor |
     assert not can_be_cut(torch.zeros(1, 1, tokens, 2), torch.zeros(1, 1, keys, 2), mask)
 
 
+def test_what_gradients_go_through_is_left_alone() -> None:
+    mask = torch.ones(1, 1, 2 * BLOCK, 2 * BLOCK, dtype=torch.bool)
+    query = torch.zeros(1, 1, 2 * BLOCK, 2)
+    assert can_be_cut(query, query, mask)
+    assert not can_be_cut(query.clone().requires_grad_(), query, mask)
+
+
 @pytest.mark.parametrize("family", ["cohere2", "gemma3_text"])
 def test_sliding_layers_are_cut_once_memory_is_at_work(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = random_tokens(1, 150, seed=3)
