@@ -109,7 +109,7 @@ class Namespaces:
                 view.changed = False
 
     def close(self) -> None:
-        """Settle what is kept, forget the rest, and close the backend, or leave all as it is if that fails."""
+        """Forget what is not kept, settle the rest, and close the backend; if that fails, it can be tried again."""
         for name in [name for name in self._views if name.startswith(TEMPORARY)]:
             self.drop(name)
         self.settle()

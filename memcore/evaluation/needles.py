@@ -120,7 +120,7 @@ def make_trial(
         raise EvaluationError(
             f"{tokens} tokens hold no text beside what is hidden and asked; give at least {tokens - length + 1}"
         )
-    check_length(text, tokens, replaced=tokens - length)
+    check_length(text, length, tokens)
     start = chance.randrange(len(text) - length)
     ids, done, where = begin, start, (0, 0)
     for at, needle, number in needles:
@@ -139,13 +139,13 @@ def make_trial(
     )
 
 
-def check_length(text: Sequence[int], tokens: int, *, replaced: int = 0) -> None:
-    """See that a text is longer than a stretch of it for a prompt of ``tokens``, ``replaced`` of which are not of it.
+def check_length(text: Sequence[int], wanted: int, tokens: int) -> None:
+    """See that a text is longer than what is wanted of it for a prompt of ``tokens``.
 
     Raises:
         EvaluationError: it is not.
     """
-    if tokens - replaced >= len(text):
+    if wanted >= len(text):
         raise EvaluationError(
             f"the text has {len(text):,} tokens, too few for a prompt of {tokens:,}: give a longer one, or "
             "several files, which are joined"

@@ -185,7 +185,7 @@ class _Asking:
         )
 
     def _with_keys(self, length: int, seed: int) -> tuple[torch.Tensor, list[Hidden]]:
-        check_length(self.text, length)
+        check_length(self.text, length, length)
         start = random.Random(seed).randrange(len(self.text) - length)
         return with_keys(self.tokenizer, self.text[start : start + length], sorted(self.grid.depths), seed)
 
