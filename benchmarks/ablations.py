@@ -5,11 +5,13 @@
 Every variant is the default configuration, or that given by ``--set``, but for what its name says. All read the same
 texts, and the same tokens are scored after the same context. The ratio to full attention and its standard error are
 taken block by block (``memcore.evaluation.perplexity.relative``). Pass-keys are the kind ``each`` of ``memcore eval
-passkey``. What is done already is not done again, so variants can be added, and a run that was interrupted goes on.
+passkey``. What is done already with the same texts is not done again, so variants can be added, and a run that was
+interrupted goes on.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from tiny import small_setting
 
 import memcore
 from memcore import MemoryConfig
+from memcore.cli.evaluate.setting import digest
 from memcore.cli.settings import SetOption, memory_config
 from memcore.demo.text import language_reference
 from memcore.demo.weights import demo_model_path
@@ -138,6 +141,12 @@ class Ablation:
     base: MemoryConfig
     record: Record
 
+    @functools.cached_property
+    def passkey_text(self) -> list[int]:
+        """Token ids of the text in which pass-keys are hidden."""
+        ids: list[int] = encode(self.tokenizer, language_reference(), special=False)[0].tolist()
+        return ids
+
     def measure(self, name: str, changes: Changes, tell: Callable[[str], Tell]) -> None:
         """Do what is not in the record yet."""
         fields = dict(changes)
@@ -161,14 +170,14 @@ class Ablation:
             self._passkeys(name, way, config, tell)
 
     def _passkeys(self, name: str, way: str, config: MemoryConfig, tell: Callable[[str], Tell]) -> None:
-        key, text = f"pass-keys / {name}", encode(self.tokenizer, language_reference(), special=False)[0].tolist()
+        key = f"pass-keys / {name}"
         if key in self.record.results:
             return
         found: list[bool] = []
         told = tell(key)
         with read_as(self.model, way, config, self.tokenizer):
             for number in range(TEXTS):
-                part = text[number * self.passkey_tokens :][: self.passkey_tokens]
+                part = self.passkey_text[number * self.passkey_tokens :][: self.passkey_tokens]
                 ids, hidden = with_keys(self.tokenizer, part, self.depths, number)
                 reader = Reader(self.model, self.tokenizer)
                 reader.read(ids)
@@ -250,6 +259,9 @@ def main(
         context, scored, passkey_tokens = 512, 64, 250
     if not file:
         raise typer.BadParameter("give at least one --file")
+    texts = {path.name: read_text(path) for path in file}
+    if len(texts) < len(file):
+        raise typer.BadParameter("two files have the same name, by which their results would be kept")
     spans_for([context], scored)
     name = model or str(demo_model_path())
     loaded, tokenizer = load_model(name, dtype=dtype)
@@ -257,19 +269,22 @@ def main(
     layers = [setup.index for setup in wrapped.memory.layer_setups]
     memcore.unwrap(loaded)
     folder = output or Path(f"ablations-{Path(name).name}")
+    depths = DEPTHS[:1] if small else DEPTHS
     given = {"model": Path(name).name, "fingerprint": model_fingerprint(loaded), "dtype": dtype, "context": context,
                 "scored": scored, "every": every, "passkey_tokens": passkey_tokens,
+                "passkey_texts": {"number": TEXTS, "depths": depths, "text": digest(language_reference())},
+                "texts": {text: digest(words) for text, words in texts.items()},
                 "defaults": base.to_dict()}  # fmt: skip
     record = Record(folder / "ablations.json", "ablations", given)
     ablation = Ablation(
         model=loaded,
         tokenizer=tokenizer,
-        texts={path.name: encode(tokenizer, read_text(path), special=True)[:, :context] for path in file},
+        texts={text: encode(tokenizer, words, special=True)[:, :context] for text, words in texts.items()},
         context=context,
         scored=scored,
         every=every,
         passkey_tokens=passkey_tokens,
-        depths=DEPTHS[:1] if small else DEPTHS,
+        depths=depths,
         base=base,
         record=record,
     )

@@ -9,28 +9,29 @@ the raw side copies into tensors of the right size, and building the index, whic
 search. What the raw side is in each case, ``raw_libraries.py`` says; with ``--checked`` it also does the least of what
 memcore promises beside a search (``checked_libraries.py``), which is what a call can cost at best.
 
-Each cell is measured in a process of its own, and with ``--json`` written down when it is done; started again with the
-same settings, the rest is measured. ``--cpu`` pins the processes to one core. ``--clock cpu`` counts the time that a
-process runs, for machines that do something else as well; ``lmdb`` waits for the disk and keeps to the wall clock.
+Each cell is measured in a process of its own, and with ``--json`` written down when it is done; started again, the rest
+is measured, and a file of other settings is refused. ``--cpu`` pins the processes to one core. ``--clock cpu`` counts
+the time that a process runs, for machines that do something else as well; ``lmdb`` waits for the disk and keeps to the
+wall clock.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from machine import console as machine_console
-from machine import save
 from process import measured
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from memcore.evaluation.record import Record
 
 NEEDS: Final = {
     "exact": "torch",
@@ -125,11 +126,8 @@ def main(
         count, size = [600], [32]
         settings["seconds"] = reads["seconds"] = 0.05
         reads["count"] = 40
-    results: dict[str, Any] = {}
-    if json_file is not None and json_file.exists():
-        before = json.loads(json_file.read_text())
-        if before["settings"] == settings:
-            results = {key: result for key, result in before["results"].items() if "error" not in result}
+    record = None if json_file is None else Record(json_file, "backends", {**settings, "reads": reads})
+    results: dict[str, Any] = {} if record is None else record.results
     console = machine_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -137,17 +135,19 @@ def main(
         task = progress.add_task("", total=len(wanted))
         for key, script, what in wanted:
             progress.update(task, description=key)
-            if key not in results:
+            if "error" in results.get(key, {"error": ""}):
                 given = (reads if script == "payload_reads.py" else settings) | what
                 if what.get("way") == "lmdb":
                     given = given | {"clock": "wall"}
-                results[key] = measured(
+                result = measured(
                     script,
                     {k: v for k, v in given.items() if k != "cpu"},
                     environment={"OMP_NUM_THREADS": "1"},
                     prepare=None if cpu is None else functools.partial(os.sched_setaffinity, 0, {cpu}),
                 )
-                save(json_file, "backends", settings, results)
+                results[key] = result
+                if record is not None:
+                    record.add(key, result)
             progress.advance(task)
     show(console, results)
     if any("error" in result for result in results.values()):

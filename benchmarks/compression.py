@@ -79,7 +79,7 @@ def main(
         from memcore.demo.weights import demo_model_path
 
         model = str(demo_model_path())
-    plain, tokenizer = load_model(model, dtype=dtype)
+    plain, tokenizer = load_model(model, device="cpu", dtype=dtype)
     layers = keys_and_values(plain, encode(tokenizer, language_reference(), special=False)[:, :tokens])
     heads, _, width = layers[0][0].shape
     title = f"{Path(model).name}, {dtype}, {len(layers)} layers with {heads} heads of {width}"

@@ -170,7 +170,7 @@ def choose(point: Point, config: MemoryConfig, memory: Memory) -> tuple[Tensor, 
     )
 
     def rescore(chunks: ChunkBatch) -> Tensor:
-        return exact_votes(asked, unrotate(chunks.keys, chunks.starts[:, None, None], point.geometry))
+        return exact_votes(queries[None], unrotate(chunks.keys, chunks.starts[:, None, None], point.geometry))
 
     found = bank.retrieve(
         "layer",
@@ -198,7 +198,9 @@ def main(
         from memcore.demo.weights import demo_model_path
 
         model = str(demo_model_path())
-    plain, tokenizer = load_model(model, dtype=dtype)
+    described: dict[str, Any] = {"model": Path(model).name, "dtype": dtype, "tokens": tokens, "window": window}
+    described |= {"documents": documents, "layers": layers, "trials": trials}
+    plain, tokenizer = load_model(model, device="cpu", dtype=dtype)
     text = encode(tokenizer, language_reference(), special=False)[0].tolist()
     depths = [0.1, 0.3, 0.5, 0.7, 0.9]
     made = [
@@ -241,8 +243,8 @@ def main(
                 progress.advance(task)
             results[name] |= {"found": found, "trials": trials, "seconds": (time.perf_counter() - begun) / trials}
             memcore.unwrap(plain)
-            save(json_file, "embedders", {"model": Path(model).name, "tokens": tokens, "window": window}, results)
-    save(json_file, "embedders", {"model": Path(model).name, "tokens": tokens, "window": window}, results)
+            save(json_file, "embedders", described, results)
+    save(json_file, "embedders", described, results)
     title = f"{Path(model).name}, {tokens:,} tokens, window {window}, {len(places)} places"
     table = Table("embedder", "recall", "mass", "needle", "search ms", "vectors", "pass-keys", "s/prompt", title=title)
     for name, r in sorted(results.items(), key=lambda item: -item[1]["mass"]):

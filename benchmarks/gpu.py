@@ -4,14 +4,16 @@
 
 Prefill, time of a generated token and peak memory of the plain model (attention to everything, read in pieces; with
 transformers' offloaded cache, too), of the wrapped model while everything fits the window, and of a memory that is kept
-in RAM, on the GPU, in a faiss index on the GPU, or on disk. A way that runs out of memory says so, and the next goes
-on. ``--small`` runs the same code with a tiny model, on the CPU if need be.
+in RAM, on the GPU, in a faiss index on the GPU, or on disk. The peak is that of torch's allocator; where there is a
+faiss index, with the most that others than torch held of the GPU (``outside_torch.py``). A way that runs out of memory
+says so, and the next goes on. ``--small`` runs the same code with a tiny model, on the CPU if need be.
 
 What is done is kept in ``--output``, and not done again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib.util
@@ -24,7 +26,8 @@ import torch
 import typer
 from machine import console as machine_console
 from machine import spread
-from offloaded import NEEDS_GPU, prefill_offloaded
+from offloaded import NEEDS_GPU
+from outside_torch import OutsideTorch
 from rich.box import MARKDOWN
 from rich.table import Table
 from speed import decode, prefill, prefill_in_pieces, timed
@@ -42,7 +45,10 @@ from memcore.reader import load_model
 PLAIN, PLAIN_OFFLOADED = "plain", "plain, offloaded cache"
 PLAIN_INSIDE, WRAPPED_INSIDE = "plain, inside the window", "wrapped, inside the window"
 
-READERS: Final = {PLAIN: prefill_in_pieces, PLAIN_OFFLOADED: prefill_offloaded}
+READERS: Final[dict[str, Callable[[Any, Tensor], Any]]] = {
+    PLAIN: prefill_in_pieces,
+    PLAIN_OFFLOADED: functools.partial(prefill_in_pieces, offloading=True),
+}
 """What reads a text in a way, if not the model in one call."""
 
 NO_GPU: Final = (
@@ -52,12 +58,16 @@ NO_GPU: Final = (
 
 
 def memories(device: torch.device, folder: str) -> dict[str, dict[str, Any]]:
-    """Return the backends to try, with their options."""
+    """Return the backends to try, with their options.
+
+    faiss searches its index at any size: a text of usual length has too few vectors for one by default.
+    """
     there = str(device)
+    faiss = {"device": there, "exact_below": 0}
     return {
         "memory in RAM": {"backend": "exact"},
         f"memory on {there}": {"backend": "exact", "backend_options": {"device": there}},
-        f"memory in RAM, faiss on {there}": {"backend": "faiss", "backend_options": {"device": there}},
+        f"memory in RAM, faiss on {there}": {"backend": "faiss", "backend_options": faiss},
         "memory on disk, lmdb": {"backend": "lmdb", "backend_options": {"path": folder}},
     }
 
@@ -75,6 +85,12 @@ def left_out(way: str, device: torch.device) -> str:
         if not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
             return "faiss sees no GPU: install faiss-gpu in place of faiss-cpu"
     return ""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Say whether that is what is wrong: torch has an error of its own for it, and faiss has words only."""
+    said = str(error).lower()
+    return "out of memory" in said or "alloc fail" in said
 
 
 @torch.no_grad()
@@ -96,10 +112,12 @@ def measure(
     """
     result: dict[str, Any] = {"prefill": [], "decode_ms": []}
     level = PeakMemory.in_use(model.device)
-    if memory is not None:
-        memcore.wrap(model, **memory)
+    # Asking the driver disturbs, so it is done only where there is something to hear.
+    beside = OutsideTorch(model.device) if "faiss" in way else contextlib.nullcontext()
     try:
-        with PeakMemory(model.device, level) as most:
+        with PeakMemory(model.device, level) as most, beside as others:
+            if memory is not None:
+                memcore.wrap(model, **memory)
             for repeat in range(repeats + 1):
                 kept: list[Any] = []
                 read = READERS.get(way, prefill)
@@ -108,11 +126,13 @@ def measure(
                 if repeat:
                     result["prefill"].append(took)
                     result["decode_ms"] += [1000 * each for each in wrote]
-        result["peak"] = most.mib * 2**20
-    except torch.cuda.OutOfMemoryError as error:
+        result["peak"] = most.mib * 2**20 + (0 if others is None else others.peak)
+    except (RuntimeError, memcore.BackendError) as error:
+        if not out_of_memory(error):
+            raise
         result = {"error": f"out of memory: {str(error).splitlines()[0]}"}
     finally:
-        if memory is not None:
+        if hasattr(model, "memory"):
             memcore.unwrap(model)
         gc.collect()
         if model.device.type == "cuda":
@@ -187,7 +207,13 @@ def main(
         given["model"] = str(demo_model_path())
     given["files"] = [str(path.resolve()) for path in given["files"]]
     record = Record(
-        output / "gpu.json", "gpu", {**given, "config": memcore.MemoryConfig(window=given["window"]).to_dict()}
+        output / "gpu.json",
+        "gpu",
+        {
+            **given,
+            "config": memcore.MemoryConfig(window=given["window"]).to_dict(),
+            "memories": memories(device, ""),
+        },
     )
     loaded, tokenizer = load_model(given["model"], device=str(device), dtype=dtype)
     text, times = repeated(tokenizer, [Path(path) for path in given["files"]], given["tokens"])

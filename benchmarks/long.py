@@ -4,9 +4,10 @@
     python benchmarks/long.py --tokens 1000000 --way streaming --way memory:lmdb --set embedder=mean
 
 Ways of reading: ``full`` (attention to everything, in pieces of 1,024 tokens), ``streaming`` (a window and the first
-tokens), and ``memory:BACKEND``, all on the CPU. transformers' offloaded cache is for a GPU: ``gpu.py`` has it. Each way
-is a process of its own. Memory is counted above the loaded model, and apart from it the pages
-of files that are mapped: those of a memory on disk are page cache, which the system takes back when others need it.
+tokens), and ``memory:BACKEND``, all on the CPU. faiss and hnswlib search their index at any size (``exact_below=0``),
+or shorter texts would only show exact search again. transformers' offloaded cache is for a GPU: ``gpu.py`` has it. Each
+way is a process of its own. Memory is counted above the loaded model, and apart from it the pages of files that are
+mapped: those of a memory on disk are page cache, which the system takes back when others need it.
 
 Keys are hidden at several depths and asked for at the end, each in words of its own. A text that is shorter than what
 is to be read is read again and again.
@@ -45,6 +46,9 @@ from memcore.evaluation.ways import check_ways
 WAYS: Final = ("full", OFFLOADED, "streaming", "memory:exact", "memory:faiss", "memory:hnswlib", PERSISTENT)
 
 PANELS: Final = ("tokens/s", "ms per generated token", "MiB above the model, mapped files not counted")
+
+OPTIONS: Final = {"faiss": {"exact_below": 0}, "hnswlib": {"exact_below": 0}}
+"""Options of backends, unless ``--set`` says others."""
 
 
 def left_out(way: str, config: MemoryConfig) -> str:
@@ -179,6 +183,7 @@ def main(
     config = memory_config("", settings, window=given["window"])
     ways, lengths = given.pop("way"), given.pop("tokens")
     given["config"] = config.to_dict()
+    given["options"] = OPTIONS
     del given["window"]
     given |= {"dtype": dtype, "seed": seed, "files": [str(path.resolve()) for path in given["files"]]}
     record = Record(output / "long.json", "long", given)

@@ -43,6 +43,7 @@ class Cell:
         way: ``full``, ``streaming`` or ``memory:BACKEND``.
         tokens: how many to read.
         config: fields of the memory's configuration.
+        options: of backends, by their names, beside what the configuration says of one.
         files: texts to read.
         depths: where keys are hidden.
         seed: which ones.
@@ -58,6 +59,7 @@ class Cell:
     way: str
     tokens: int
     config: dict[str, Any]
+    options: dict[str, dict[str, Any]]
     files: list[str]
     depths: list[float]
     seed: int
@@ -109,13 +111,22 @@ class Clock:
         return (done - within[-1][0]) / (now - within[-1][1]) if within else None
 
 
-def start(cell: Cell, model: Any) -> Reading:
-    """Return a reading at its beginning, or where it stopped."""
+def config_of(cell: Cell) -> memcore.MemoryConfig | None:
+    """Return the memory that a cell reads with, or None."""
     memory = memory_for(cell.way, memcore.MemoryConfig(**cell.config))
     if memory is None:
+        return None
+    where = {"path": str(cell.folder / "memory")} if cell.way == PERSISTENT else {}
+    return attrs.evolve(
+        memory, backend_options={**cell.options.get(memory.backend, {}), **memory.backend_options, **where}
+    )
+
+
+def start(cell: Cell, model: Any) -> Reading:
+    """Return a reading at its beginning, or where it stopped."""
+    memory = config_of(cell)
+    if memory is None:
         return Plain(model)
-    if cell.way == PERSISTENT:
-        memory = attrs.evolve(memory, backend_options={**memory.backend_options, "path": str(cell.folder / "memory")})
     memcore.wrap(model, memory)
     return OnDisk(model) if cell.way == PERSISTENT else InMemory(model)
 

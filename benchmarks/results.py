@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -37,6 +37,10 @@ SCORED: Final = ("--scored", "4096", "--every", "4")
 
 KEYS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 """Of each of the first four, a prompt for every depth; of the others one text for all, each key of another vault."""
+
+APPROXIMATE: Final = {"faiss": ("memory:exact", "memory:faiss"), "hnswlib": ("memory:hnswlib",)}
+"""Backends with an approximate index, and the ways of reading in their studies, which share one table: with exact
+search, once, to compare with. The indexes are searched at any size, as by default these texts are too short for one."""
 
 TRAINED_LAYERS: Final = {
     "memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true",
@@ -70,49 +74,52 @@ class Sources:
     work: Path
 
 
-def repeated(option: str, values: Any) -> list[str]:
+def option_each(option: str, values: Any) -> list[str]:
     """Return an option once for each value."""
     return [part for value in values for part in (option, str(value))]
 
 
 def studies(sources: Sources) -> dict[str, list[str]]:
     """Return the command of each study that these sources allow."""
-    first, texts = sources.first, repeated("--file", sources.measured)
-    ways = repeated("--way", ("window", "streaming", "random", "memory", "full"))
-    keys = repeated("--file", (*sources.measured, *sources.trained))
+    first, texts = sources.first, option_each("--file", sources.measured)
+    ways = option_each("--way", ("window", "streaming", "random", "memory", "full"))
+    keys = option_each("--file", (*sources.measured, *sources.trained))
     found: dict[str, list[str]] = {
-        "perplexity": ["eval", "ppl", first, *texts, *repeated("--context", CONTEXTS), *SCORED, *ways,
-                       *repeated("--way", ("memory:faiss", "memory:hnswlib"))],
-        "pass-keys": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[:4]), "--seeds", "1",
-                      *repeated("--way", ("memory", "full"))],
-        "pass-keys-long": ["eval", "passkey", first, *keys, *repeated("--tokens", KEYS[4:]), "--needles", "each",
+        "perplexity": ["eval", "ppl", first, *texts, *option_each("--context", CONTEXTS), *SCORED, *ways],
+        "pass-keys": ["eval", "passkey", first, *keys, *option_each("--tokens", KEYS[:4]), "--seeds", "1",
+                      *option_each("--way", ("memory", "full"))],
+        "pass-keys-long": ["eval", "passkey", first, *keys, *option_each("--tokens", KEYS[4:]), "--needles", "each",
                            "--seeds", "1", "--way", "memory"],
         "needles": ["eval", "passkey", first, *keys, "--tokens", "8192", "--seeds", "2",
-                    *repeated("--needles", ("several", "distractors", "update")),
-                    *repeated("--way", ("memory", "full"))],
+                    *option_each("--needles", ("several", "distractors", "update")),
+                    *option_each("--way", ("memory", "full"))],
     }  # fmt: skip
+    for name, indexed in APPROXIMATE.items():
+        found[f"perplexity-{name}"] = ["eval", "ppl", first, *texts, "--context", str(max(CONTEXTS)), *SCORED,
+                                       "--set", f"backend={name}", "--set", "backend_options.exact_below=0",
+                                       *option_each("--way", indexed)]  # fmt: skip
     if sources.labelled is not None:
         # 128 demonstrations would fit the default window.
-        found["icl"] = ["eval", "icl", first, *repeated("--dataset", ("sst2", "sst5", "subj")), "--data-folder",
+        found["icl"] = ["eval", "icl", first, *option_each("--dataset", ("sst2", "sst5", "subj")), "--data-folder",
                         str(sources.labelled), "--items", "50", "--window", "512",
-                        *repeated("--way", ("window", "streaming", "memory", "full"))]  # fmt: skip
+                        *option_each("--way", ("window", "streaming", "memory", "full"))]  # fmt: skip
     for name in TRAINED_LAYERS:
-        trained = ["--trained", str(sources.work / name), *repeated("--way", ("window", "streaming", "memory"))]
+        trained = ["--trained", str(sources.work / name), *option_each("--way", ("window", "streaming", "memory"))]
         found[f"train-{name}"] = ["train", str(sources.work / f"{name}.toml")]
         found[f"perplexity-{name}"] = [
             "eval",
             "ppl",
             first,
             *texts,
-            *repeated("--context", CONTEXTS),
+            *option_each("--context", CONTEXTS),
             *SCORED,
             *trained,
         ]
     if sources.second:
-        found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *repeated("--context", CONTEXTS[:2]),
+        found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *option_each("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
-        found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *repeated("--tokens", KEYS[:4]),
-                                     "--seeds", "1", *repeated("--way", ("memory", "full"))]  # fmt: skip
+        found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *option_each("--tokens", KEYS[:4]),
+                                     "--seeds", "1", *option_each("--way", ("memory", "full"))]  # fmt: skip
         if sources.labelled is not None:
             found["icl-second"] = [found["icl"][0], found["icl"][1], sources.second, *found["icl"][3:]]
     return found
@@ -142,12 +149,14 @@ plan = {{ first_layer = 6, lora_rank = 16 }}
 """
 
 
-Tables = Callable[[Mapping[str, Any]], str]
+def ways_of(keys: Iterable[str]) -> list[str]:
+    """Return the ways of reading that results have, by their names, in the order in which they come."""
+    return list(dict.fromkeys(key.rpartition(" / ")[2] for key in keys))
 
 
 def perplexity_table(results: dict[str, Any], reference: str) -> str:
     """Return perplexities, and in brackets how many times those of a way of reading they are, if that was measured."""
-    ways = list(dict.fromkeys(key.rpartition(" / ")[2] for key in results))
+    ways = ways_of(results)
     table = perplexities(results, ways)
     contexts = sorted(next(iter(table.values())))
     rows = []
@@ -191,18 +200,21 @@ def passkey_table(results: dict[str, Any]) -> str:
 
 
 def icl_table(folder: Path) -> str:
-    """Return accuracies in per cent, mean and standard error over the seeds, by set and way."""
+    """Return accuracies in per cent, mean and standard error over the seeds, by set and way.
+
+    A set that was not read in one of the ways has an empty cell there.
+    """
     from memcore.evaluation.icl import summary
 
-    rows, ways = [], []
-    for path in sorted(folder.glob("icl-*.json")):
-        results = results_in(path)
-        ways = list(dict.fromkeys(key.rpartition(" / ")[2] for key in results))
-        seeds = min(sum(key.endswith(f" / {way}") for key in results) for way in ways)
-        cells = summary(results, ways, seeds).values()
-        rows.append(
-            [path.stem.removeprefix("icl-"), *(f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in cells)]
-        )
+    sets = {path.stem.removeprefix("icl-"): results_in(path) for path in sorted(folder.glob("icl-*.json"))}
+    ways = ways_of(key for results in sets.values() for key in results)
+    rows = []
+    for name, results in sets.items():
+        own = ways_of(results)
+        seeds = min(sum(key.endswith(f" / {way}") for key in results) for way in own)
+        table = summary(results, own, seeds)
+        cells = {way: f"{100 * mean:.1f} ± {100 * error:.1f}" for way, (mean, error) in table.items()}
+        rows.append([name, *(cells.get(way, "") for way in ways)])
     return markdown_table(["", *ways], rows)
 
 
@@ -213,15 +225,21 @@ def results_in(path: Path) -> dict[str, Any]:
 
 
 def made() -> dict[str, str]:
-    """Return the page's tables, by study, of those studies that have been run; those of trained models share one."""
-    tables = {}
-    trained = {}
+    """Return the page's tables, by study, of those studies that have been run.
+
+    Those of trained models share one, and those of approximate indexes.
+    """
+    tables: dict[str, str] = {}
+    trained: dict[str, dict[str, Any]] = {}
+    approximate: dict[str, Any] = {}
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         name = folder.name.removeprefix("perplexity-")
         if (folder / "ppl.json").exists():
             results = results_in(folder / "ppl.json")
             if name in TRAINED_LAYERS:
                 trained[name] = results
+            elif name in APPROXIMATE:
+                approximate |= results
             else:
                 tables[folder.name] = perplexity_table(results, "full")
         if (folder / "passkey.json").exists():
@@ -230,6 +248,8 @@ def made() -> dict[str, str]:
             tables[folder.name] = icl_table(folder)
     if trained:
         tables["trained"] = perplexity_table(trained_together(trained), "window-only, read as streaming")
+    if approximate:
+        tables["approximate"] = perplexity_table(approximate, "memory:exact")
     return tables
 
 

@@ -33,6 +33,7 @@ from memcore.cache import MemoryCache
 from memcore.cli.settings import SetOption, memory_config
 from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
+from memcore.evaluation.ways import PIECE
 from memcore.memory_layer import MemoryLayer
 from memcore.prompt import encode
 from memcore.reader import load_model
@@ -78,11 +79,17 @@ def prefill(model: Any, ids: Tensor) -> Any:
     return model(ids, use_cache=True, logits_to_keep=1).past_key_values
 
 
-def prefill_in_pieces(model: Any, ids: Tensor, piece: int = 1024) -> Any:
-    """Read a prompt piece by piece and return the cache."""
-    cache = DynamicCache(config=model.config)
-    for part in ids.split(piece, dim=1):
-        model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+def prefill_in_pieces(model: Any, ids: Tensor, *, offloading: bool = False) -> Any:
+    """Read a prompt piece by piece and return the cache.
+
+    Args:
+        model: not wrapped.
+        ids: ``[1, T]`` token ids.
+        offloading: whether the cache is on the CPU but for the layer under way; needs a GPU.
+    """
+    cache = DynamicCache(config=model.config, offloading=offloading)
+    for part in ids.split(PIECE, dim=1):
+        model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
 
 
@@ -119,7 +126,7 @@ def beyond_the_window(
 ) -> dict[str, Any]:
     """Time prefill and decode of a long prompt, with memory and with full attention."""
     token, results = ids[:, :1], {}
-    full: dict[str, Callable[[Any, Tensor], Any]] = {"full attention, pieces of 1,024": prefill_in_pieces}
+    full: dict[str, Callable[[Any, Tensor], Any]] = {f"full attention, pieces of {PIECE:,}": prefill_in_pieces}
     if at_once:
         full["full attention, at once"] = prefill
     for way in [f"memory, {name}" for name in backends] + list(full):
@@ -161,7 +168,7 @@ def main(
 
         model = str(demo_model_path())
     config = memory_config("", settings)
-    plain, tokenizer = load_model(model, dtype=dtype)
+    plain, tokenizer = load_model(model, device="cpu", dtype=dtype)
     text = encode(tokenizer, language_reference(), special=False)[0].tolist()
     ids = torch.tensor([(text * (1 + max(tokens) // len(text)))[: max(tokens)]])
     console = machine_console()

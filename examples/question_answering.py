@@ -51,7 +51,7 @@ class Reply:
 
 def read_questions(text: str) -> list[tuple[str, str]]:
     """Return questions and expected answers: ``QUESTION | ANSWER`` in each line that is not empty or a comment."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     pairs = [tuple(part.strip() for part in line.split("|")) for line in lines]
     for line, pair in zip(lines, pairs, strict=True):
         if len(pair) != 2 or not all(pair):
@@ -77,13 +77,11 @@ def answer_all(
         for question in questions:
             with wrapped.memory.trace() as trace:
                 text = session.ask(question, max_new_tokens=max_new_tokens).text
-            shares: dict[str, float] = {}
-            for token in (tokens := trace.tokens()):
-                for chunk in token.chunks:
-                    passage = " ".join(str(tokenizer.decode(chunk.token_ids)).split())
-                    shares[passage] = shares.get(passage, 0.0) + chunk.share / len(token.layers) / len(tokens)
-            ranked = sorted(((share, passage) for passage, share in shares.items()), reverse=True)
-            replies.append(Reply(text=text.strip().partition("\n")[0], passages=ranked))
+            passages = [
+                (passage.share, " ".join(str(tokenizer.decode(passage.token_ids)).split()))
+                for passage in trace.passages()
+            ]
+            replies.append(Reply(text=text.strip().partition("\n")[0], passages=passages))
     finally:
         memcore.unwrap(model)
     return replies

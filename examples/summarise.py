@@ -136,13 +136,7 @@ def summarise(
 
 def passages(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> list[tuple[float, str]]:
     """Return what was read from memory, by its share of the attention, the largest first."""
-    tokens = trace.tokens()
-    shares: dict[str, float] = {}
-    for token in tokens:
-        for chunk in token.chunks:
-            text = " ".join(str(tokenizer.decode(chunk.token_ids)).split())
-            shares[text] = shares.get(text, 0.0) + chunk.share / len(token.layers) / len(tokens)
-    return sorted(((share, text) for text, share in shares.items()), reverse=True)
+    return [(passage.share, " ".join(str(tokenizer.decode(passage.token_ids)).split())) for passage in trace.passages()]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -39,9 +40,11 @@ def main() -> None:
     corpus = CORPUS / name
     corpus.mkdir(parents=True, exist_ok=True)
     shm = "/dev/shm"  # thousands of small files
-    folder = tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None)
+    folder = Path(shm if os.access(shm, os.W_OK) else tempfile.gettempdir()) / f"memcore-fuzz-{name}-{os.getuid()}"
+    shutil.rmtree(folder, ignore_errors=True)  # of the run before: libFuzzer ends the process by itself
+    folder.mkdir(mode=0o700)
     with atheris.instrument_imports(include=["memcore", "memcore_lmdb", "memcore_hnswlib"]):
-        made = target(name, Path(folder))
+        made = target(name, folder)
     seeds = made.seeds()
 
     def change(data: bytes, longest: int, seed: int) -> bytes:

@@ -37,7 +37,8 @@ class Records(Target):
         messages = b'[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]'
         (view,) = self._bank._namespaces.views()
         uses = pack(view, 7)
-        return [uses, *self._sessions._kept.values(), messages]
+        records = self._bank.records
+        return [uses, *(records.read(name) or b"" for name in records.names()), messages]
 
     def read(self, data: bytes) -> None:
         """Read bytes as uses, as a session, as its state and as messages."""
@@ -50,12 +51,15 @@ class Records(Target):
             view.add(torch.tensor([9]), 1)
 
         refused(uses)
+        records = self._bank.records
         for kind in ("session/", "session-state/"):
-            self._sessions._kept = {kind + _NAME: data}
+            for name in records.names():
+                records.drop(name)
+            records.write(kind + _NAME, data)
             refused(lambda: self._sessions.infos())
             refused(lambda: self._sessions.load(_NAME))
             refused(lambda: tokens_read(self._sessions, _NAME))
-        self._sessions._kept["session/" + _NAME] = data
+        records.write("session/" + _NAME, data)
         refused(lambda: tokens_read(self._sessions, _NAME))
         with suppress(ValueError):  # which sessions make an error of memcore's
             parse_messages(data)

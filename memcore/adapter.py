@@ -152,6 +152,9 @@ def wrap(
         ConfigError: the configuration cannot be used.
         UnsupportedModelError: no adapter knows the model.
         AlreadyWrappedError: it has a memory; ``unwrap`` it first.
+        MissingDependencyError: a backend or an embedder needs a package that is not installed.
+        PluginError: a plugin's backend, embedder or policy is none.
+        BackendError: the backend cannot be opened, because another process writes there, for example.
     """
     return AutoAdapter(config, tokenizer=tokenizer, **overrides).wrap(model)
 

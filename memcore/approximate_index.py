@@ -174,7 +174,8 @@ class ApproximateIndex(SearchIndex):
             return exact_search(table, queries, top_k)
         ids = found.labels
         if per_chunk > 1:
-            ids = first_distinct(ids // per_chunk, top_k if found.products is not None else ids.shape[1] // per_chunk)
+            rough = found.products is None  # then all are compared
+            ids = first_distinct(ids // per_chunk, max(top_k, ids.shape[1] // per_chunk) if rough else top_k)
         complete = ids.min().item() >= 0
         if complete and per_chunk == 1 and found.products is not None:
             return SearchResult(ids=ids, scores=_original(found.products, queries, coverage.centre))

@@ -51,9 +51,12 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor: ...
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Turn a bool mask into what eager attention adds to the logits: 0 where visible, the lowest number elsewhere."""
-    if mask is None:
-        return None
+    """Turn a bool mask into what eager attention adds to the logits: 0 where visible, the lowest number elsewhere.
+
+    A mask of numbers is that already, and is returned as it is.
+    """
+    if mask is None or mask.dtype != torch.bool:
+        return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 

@@ -14,12 +14,8 @@ from torch import Tensor
 from memcore.chunk import ChunkBatch, SearchResult
 from memcore.errors import BackendError
 from memcore.footprint import Footprint
+from memcore.options import NoOptions
 from memcore.storage import NamespaceStorage, Storage
-
-
-@attrs.frozen(kw_only=True)
-class NoOptions:
-    """Options of a backend that has none."""
 
 
 class MemoryBackend(ABC):
@@ -74,6 +70,8 @@ class MemoryBackend(ABC):
 
         Raises:
             ChunkShapeError: the chunks do not fit what the namespace holds.
+            BackendError: an embedding is NaN or infinite. :mod:`memcore.backend_checks` finds that, and most of what
+                other methods must refuse.
         """
 
     @abstractmethod
@@ -87,6 +85,11 @@ class MemoryBackend(ABC):
             namespace: where to look.
             queries: ``[Q, E]`` float32.
             top_k: chunks wanted per query, at least 1.
+
+        Raises:
+            ChunkShapeError: the queries are not ``[Q, E]``, ``E`` being that of the namespace.
+            BackendError: a query is NaN or infinite.
+            ConfigError: ``top_k`` is less than 1.
         """
 
     @abstractmethod
@@ -95,9 +98,10 @@ class MemoryBackend(ABC):
 
         Args:
             namespace: where they are stored.
-            ids: ``[N]`` int64, repeats allowed.
+            ids: ``[N]`` int64, repeats allowed. Of none the tensors are empty and of the namespace's shapes.
 
         Raises:
+            ChunkShapeError: ``ids`` is something else.
             UnknownNamespaceError: nothing was ever stored there, or it was dropped.
             UnknownChunkError: an id is not stored; the message names it.
         """
@@ -107,6 +111,7 @@ class MemoryBackend(ABC):
         """Remove chunks for good: all of them, or none if it raises.
 
         Raises:
+            ChunkShapeError: as in ``fetch``.
             UnknownNamespaceError: as in ``fetch``.
             UnknownChunkError: as in ``fetch``.
         """
@@ -134,14 +139,16 @@ class MemoryBackend(ABC):
     def copy(self, source: str, target: str) -> None:
         """Make ``target`` a namespace with the chunks of ``source``, under ids of its own in the same order.
 
-        Backends that can share storage should override this.
+        Backends that can share storage, or undo what fails, should override this: here ``target`` is gone if ``store``
+        raises.
         """
         if source == target:
             return
         ids = self.ids(source)
+        chunks = self.fetch(source, ids) if ids.numel() else None  # what cannot be read costs the target nothing
         self.drop(target)
-        if ids.numel():
-            self.store(target, self.fetch(source, ids))
+        if chunks is not None:
+            self.store(target, chunks)
 
     @abstractmethod
     def close(self) -> None:

@@ -29,6 +29,7 @@ from memcore.errors import (
 from memcore.eviction import ChunkUsage, EvictionPolicy, problem_with_choice
 from memcore.namespaces import Namespaces
 from memcore.recall import Retrieved, recall
+from memcore.records import Records
 from memcore.shelves import TEMPORARY, fetch
 from memcore.uninterrupted import uninterrupted
 from memcore.view import View
@@ -68,6 +69,9 @@ class MemoryBank:
     A lock lets one call in at a time, from any thread, and Ctrl-C waits for its end. The bank owns its backend:
     ``close`` closes both.
 
+    Attributes:
+        records: named values of the bank's user, kept with the chunks.
+
     Args:
         backend: where chunks are kept.
         policy: what to forget when a namespace is over capacity and no hook decides.
@@ -93,6 +97,7 @@ class MemoryBank:
         self._discarded: deque[str] = deque()
         self._namespaces = Namespaces(backend)
         self._shelves = self._namespaces.shelves
+        self.records = Records(self.persistent, self._lock)
         hooks.opened(holdings_of(self))
 
     @property
@@ -428,12 +433,13 @@ class MemoryBank:
 
     def _make_room(self, namespace: str, view: View, capacity: int) -> None:
         begun = perf_counter()
-        chosen: object = self._hooks.evict(namespace, view.known(), capacity)
+        usage = view.known()
+        chosen: object = self._hooks.evict(namespace, usage, capacity)
         who = "the memcore_evict hook"
         if chosen is None:
             chosen = self.policy.select(view.known(), capacity)
             who = f"eviction policy {type(self.policy).__name__}"
-        if problem := problem_with_choice(chosen, view.known(), capacity):
+        if problem := problem_with_choice(chosen, usage, capacity):
             raise PluginError(f"{who} {problem}")
         assert isinstance(chosen, Tensor)
         gone = torch.isin(view.ids, chosen.cpu())

@@ -296,8 +296,9 @@ class MemoryCache(DynamicCache):
 
     def _forget(self, name: str) -> None:
         for layer in self.memory_layers:
-            self.memory.bank.drop(layer.setup.namespace(name))
-            self._owned.discard(layer.setup.namespace(name))
+            if layer.remembers:
+                self.memory.bank.drop(layer.setup.namespace(name))
+                self._owned.discard(layer.setup.namespace(name))
 
 
 def _local_state(layer: object) -> dict[str, Tensor]:

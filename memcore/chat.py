@@ -13,15 +13,13 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from memcore.cache import MemoryCache
-from memcore.cache_argument import cache_argument
-from memcore.errors import NotWrappedError, SessionError, UnsupportedInputError
+from memcore.errors import SessionError, UnsupportedInputError
 from memcore.listener import Hearing, Listener, overlap, without_end
-from memcore.memory import Memory
+from memcore.memory import Memory, memory_of
 from memcore.prompt import encode
-from memcore.reader import Answer, Progress, answer
+from memcore.reader import BEAMS, SEQUENCES, Answer, Progress, answer, feed, setting
 from memcore.session import Session
 from memcore.transcript import USER, Message, next_turn
-from memcore.transfer import input_device
 from memcore.turns import ends_of_turn, lead, replied, stops_of, with_saying
 
 if TYPE_CHECKING:
@@ -68,14 +66,11 @@ class Chat:
                 does not take one.
             UnsupportedModelError: the chat template cannot be followed turn by turn.
         """
-        memory = getattr(model, "memory", None)
-        if not isinstance(memory, Memory):
-            raise NotWrappedError(f"{type(model).__name__} has no memory; memcore.wrap(model, ...) gives it one")
+        memory = memory_of(model)
         if isinstance(session, Session) and session.model is not model:
             raise SessionError(f"session {session.info.name!r} was opened with another model than the chat's")
         self._model = model
         self._tokenizer = tokenizer
-        self._memory = memory
         self._said: Session | _Fleeting = (
             _Fleeting(model, memory)
             if session is None
@@ -216,7 +211,7 @@ class Chat:
         if cache.seen > begin + len(kept):
             cache.crop(begin + len(kept) - cache.seen)
         ids = torch.cat((question, kept[None], encode(tokenizer, closing, special=False)), dim=1)
-        self._feed(cache, ids[:, cache.seen - read.shape[1] :])
+        feed(self._model, cache, ids[:, cache.seen - read.shape[1] :])
         messages.append({"role": "assistant", "content": listener.text})
         return attrs.evolve(reply, text=listener.text), ids, messages
 
@@ -228,13 +223,9 @@ class Chat:
         # A chat template writes itself what begins a sequence.
         return encode(self._tokenizer, text, special=begins and not self._tokenizer.chat_template)
 
-    def _feed(self, cache: MemoryCache, ids: Tensor) -> None:
-        _feed(self._model, self._memory, cache, ids, None)
-
     def _check_one(self, generation: dict[str, Any]) -> None:
-        settings: Any = generation.get("generation_config") or self._model.generation_config
-        for name in ("num_beams", "num_return_sequences"):
-            if (wanted := generation.get(name) or getattr(settings, name) or 1) > 1:
+        for name in (BEAMS, SEQUENCES):
+            if (wanted := setting(self._model, generation, name)) > 1:
                 raise UnsupportedInputError(
                     f"a chat goes on with one reply, which is heard while it is generated; got {name}={wanted}"
                 )
@@ -245,7 +236,6 @@ class _Fleeting:
 
     def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
         self._model = model
-        self._memory = memory
         self._cache = memory.new_cache()
         self._read = torch.empty(1, 0, dtype=torch.long)
         self.messages: list[Message] = []
@@ -263,7 +253,7 @@ class _Fleeting:
         """Read ids; there are no checkpoints to go on from."""
 
         def step(cache: MemoryCache) -> tuple[Tensor, Sequence[Message]]:
-            _feed(self._model, self._memory, cache, ids, progress)
+            feed(self._model, cache, ids, progress)
             return ids, messages
 
         self.extend(step)
@@ -278,14 +268,3 @@ class _Fleeting:
             raise
         self._read = torch.cat((self._read, ids), dim=1)
         self.messages = list(messages)
-
-
-def _feed(model: Any, memory: Memory, cache: MemoryCache, ids: Tensor, progress: Progress | None) -> None:
-    """Feed ids, ``[1, T]``, in which nothing is asked."""
-    if not ids.numel():
-        return
-    with torch.no_grad(), memory.reading(progress, question=False):
-        named = {cache_argument(model.forward): cache}
-        model(input_ids=ids.to(input_device(model)), use_cache=True, logits_to_keep=1, **named)
-    if progress is not None:
-        progress(ids.shape[1], ids.shape[1])

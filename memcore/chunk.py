@@ -43,7 +43,7 @@ class ChunkBatch:
 
     def __attrs_post_init__(self) -> None:
         keys, values, embeddings = self.keys.shape, self.values.shape, self.embeddings.shape
-        n = keys[0]
+        n = keys[0] if keys else 0
         problems = []
         if len(embeddings) != 3 or embeddings[0] != n or 0 in embeddings[1:]:
             problems.append(f"embeddings must be [N, V, E] with N = {n} and no V or E of 0, got {list(embeddings)}")

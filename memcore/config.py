@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 import attrs
 
 from memcore.errors import ConfigError
-from memcore.files import parse_json
+from memcore.files import ENCODING, parse_json
 from memcore.options import alternatives, describe, structure_options, unknown_field, unstructure
 
 C = TypeVar("C", bound=type)
@@ -130,6 +130,7 @@ class MemoryConfig:
         embedder: name of the chunk embedder, which decides by what vectors a chunk is found.
         embedder_options: options of that embedder.
         eviction: name of the policy that chooses what to forget when ``capacity`` is exceeded.
+        eviction_options: options of that policy.
         capacity: tokens that the memory keeps per sequence and layer; None for no limit.
         window: most recent tokens that every layer attends to directly, ``sinks`` not counted; None for 2,048, or half
             of what the model was trained for if that is less.
@@ -169,6 +170,9 @@ class MemoryConfig:
         factory=dict, converter=_options, validator=_option_names, hash=False
     )
     eviction: str = attrs.field(default="memlong", validator=_name)
+    eviction_options: Mapping[str, object] = attrs.field(
+        factory=dict, converter=_options, validator=_option_names, hash=False
+    )
     capacity: int | None = attrs.field(default=None, validator=_optional_integer(1, "no limit"))
     window: int | None = attrs.field(default=None, validator=_optional_integer(1, "2,048"))
     sinks: int = attrs.field(default=4, validator=_integer(0))
@@ -229,6 +233,11 @@ class MemoryConfig:
         return min(_SEGMENT, self.window_length // 2) if self.segment is None else self.segment
 
     @property
+    def room(self) -> int:
+        """Tokens of a text that nothing leaves for the memory: the window and the sinks."""
+        return self.window_length + self.sinks
+
+    @property
     def distance(self) -> int:
         """Distance, in tokens, at which chunks are compared with queries."""
         return self.window_length // 2 if self.query_distance is None else self.query_distance
@@ -248,7 +257,7 @@ class MemoryConfig:
     @property
     def span(self) -> int:
         """The furthest that a query ever is from a key, in positions, unless ``positions`` is ``"original"``."""
-        return self.window_length + self.sinks + (self.chunks * self.chunk_size if self.positions == "window" else 1)
+        return self.room + (self.chunks * self.chunk_size if self.positions == "window" else 1)
 
     def fitted(self, positions: int | None) -> Self:
         """Return the configuration of a model that was trained for so many positions, with window and ``top_k`` set.
@@ -292,7 +301,7 @@ class MemoryConfig:
         if isinstance(config, Mapping):
             return cls.from_dict({**config, **overrides})
         if isinstance(config, str | Path):
-            return attrs.evolve(cls.from_file(config), **overrides)
+            return structure_options(cls, {**read_file(Path(config)), **overrides}, str(config))
         raise ConfigError(
             f"config must be a MemoryConfig, a mapping of its fields, or the path of a .toml, .yaml or .json file; "
             f"got {describe(config)}"
@@ -317,7 +326,7 @@ def read_file(path: Path) -> Mapping[str, object]:
             raise ConfigError(f"{path} is no file")
         if (size := path.stat().st_size) > _LARGEST_FILE:
             raise ConfigError(f"{path} has {size:,} bytes, a configuration has {_LARGEST_FILE:,} at most")
-        values = _PARSERS[suffix](path.read_text(encoding="utf-8"))
+        values = _PARSERS[suffix](path.read_text(encoding=ENCODING))
         _check_size(values)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 from torch import Tensor
 
-from memcore.backend import NoOptions
+from memcore.options import NoOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from memcore.embedder import ChunkEmbedder, ChunkKeys, RecentQueries
-from memcore.errors import ConfigError
 
 
 def heads_side_by_side(vectors: Tensor) -> Tensor:
@@ -129,21 +128,17 @@ def _random_vector(token_ids: Tensor) -> Tensor:
     return torch.randn(32, generator=torch.Generator().manual_seed(seed))
 
 
-def exact_votes(recent: RecentQueries, keys: Tensor) -> Tensor:
+def exact_votes(queries: Tensor, keys: Tensor) -> Tensor:
     """Share of attention each chunk would get among the chunks given, summed over queries and heads.
 
     Args:
-        recent: ``T`` queries of ``Hq`` heads.
-        keys: ``[N, H, C, D]`` float32, unrotated.
+        queries: ``[N, Hq, T, D]`` float32, those of each chunk turned as its keys are; ``[1, Hq, T, D]`` if no key is.
+        keys: ``[N, H, C, D]`` float32.
 
     Returns:
         ``[N]`` float32, summing to ``Hq * T``.
     """
-    if keys.shape[1] != recent.kv_heads:
-        raise ConfigError(f"keys have {keys.shape[1]} key/value heads, the queries read {recent.kv_heads}")
-    heads, tokens, dim = recent.queries.shape
-    chunks, kv_heads, length, _ = keys.shape
-    queries = recent.queries.reshape(kv_heads, -1, dim)  # [H, group * T, D]
-    logits = queries @ keys.transpose(0, 1).reshape(kv_heads, chunks * length, dim).transpose(1, 2)
-    mass = logits.view(heads * tokens, chunks, length).logsumexp(dim=-1).softmax(dim=-1)
-    return mass.sum(dim=0)
+    grouped = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # [N, H, group * T, D]
+    logits = grouped @ keys.transpose(2, 3)
+    mass: Tensor = logits.logsumexp(dim=-1).flatten(1).softmax(dim=0)
+    return mass.sum(dim=1)

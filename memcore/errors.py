@@ -24,7 +24,7 @@ class UnknownNameError(ConfigError):
 
 
 class PluginError(MemcoreError):
-    """A plugin could not be loaded, or registered something it must not."""
+    """A plugin could not be loaded, registered something it must not, or chose what cannot be done."""
 
 
 class MissingDependencyError(MemcoreError, ImportError):
@@ -32,7 +32,7 @@ class MissingDependencyError(MemcoreError, ImportError):
 
 
 class UnsupportedModelError(MemcoreError, TypeError):
-    """No adapter can give this model a memory."""
+    """A model cannot be loaded, or cannot do what is asked of it: most often no adapter can give it a memory."""
 
 
 class AlreadyWrappedError(MemcoreError, RuntimeError):
@@ -40,11 +40,11 @@ class AlreadyWrappedError(MemcoreError, RuntimeError):
 
 
 class NotWrappedError(MemcoreError, RuntimeError):
-    """The model has no memory to take away."""
+    """The model has no memory, and what was asked needs one."""
 
 
 class UnsupportedInputError(MemcoreError, ValueError):
-    """A call on a wrapped model combines arguments that memory cannot serve."""
+    """What was given cannot be read: a text, a file, or arguments of a call that a memory cannot serve."""
 
 
 class UnsupportedCacheError(UnsupportedInputError):

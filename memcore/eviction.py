@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Final
 
 import attrs
 import torch
 from torch import Tensor
+
+from memcore.options import NoOptions
+
+_NAMED: Final = 5
+"""Ids that a message names."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -28,7 +34,19 @@ class ChunkUsage:
 
 
 class EvictionPolicy(ABC):
-    """Chooses what to forget."""
+    """Chooses what to forget.
+
+    Args:
+        options: an instance of ``Options``.
+
+    Attributes:
+        Options: frozen attrs class that the user's ``eviction_options`` are structured into, strictly.
+    """
+
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, options: object = None) -> None:  # noqa: B027  # most have none
+        """Take the options."""
 
     @abstractmethod
     def select(self, usage: ChunkUsage, capacity: int) -> Tensor:
@@ -54,8 +72,17 @@ def problem_with_choice(choice: object, usage: ChunkUsage, capacity: int) -> str
     if not isinstance(choice, Tensor) or choice.ndim != 1 or choice.dtype != torch.int64:
         given = f"{choice.dtype} {list(choice.shape)}" if isinstance(choice, Tensor) else type(choice).__name__
         return f"must return int64 [M], got {given}"
-    if len(choice.unique()) != len(choice) or not bool(torch.isin(choice.cpu(), usage.ids).all()):
-        return f"chose ids that are not stored, or the same twice: {choice.tolist()}"
+    choice = choice.cpu()
+    if (unknown := choice[~torch.isin(choice, usage.ids)]).numel():
+        return f"chose {len(unknown)} ids that are not stored: {_some(unknown)}"
+    found, times = choice.unique(return_counts=True)
+    if len(found) < len(choice):
+        return f"chose ids twice: {_some(found[times > 1])}"
     if len(choice) < (least := len(usage) - capacity):
         return f"chose {len(choice)} chunks to drop where at least {least} must go"
     return ""
+
+
+def _some(ids: Tensor) -> str:
+    """Return the first ids, as text."""
+    return ", ".join(map(str, ids[:_NAMED].tolist())) + (", ..." if len(ids) > _NAMED else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import attrs
 import torch
@@ -48,15 +49,8 @@ class LfuEviction(EvictionPolicy):
 
 
 @attrs.frozen(kw_only=True)
-class MemLongEviction(EvictionPolicy):
-    """The dynamic memory update of MemLong (arXiv 2408.16967): drops what is old or was seldom retrieved.
-
-    Of the ``n`` chunks stored, the newest ``floor(0.1 n)`` stay and the oldest ``floor(0.1 n)`` go. Of those between,
-    the least retrieved go, the oldest of equals first, until half the capacity is left (rounded up, so that something
-    always is) or none of them remain. Should the newest alone be more than the capacity, because very many came at
-    once, the oldest of these go as well.
-
-    Dropping half at a time makes evictions rare, and gives new chunks time to be retrieved before they are judged.
+class MemLongOptions:
+    """Options of ``memlong``; by default those of the paper.
 
     Attributes:
         keep_newest: share of the stored chunks that are too new to judge, 0 to 1.
@@ -68,13 +62,30 @@ class MemLongEviction(EvictionPolicy):
     drop_oldest: float = attrs.field(default=0.1, validator=_fraction)
     target: float = attrs.field(default=0.5, validator=_fraction)
 
+
+class MemLongEviction(EvictionPolicy):
+    """The dynamic memory update of MemLong (arXiv 2408.16967): drops what is old or was seldom retrieved.
+
+    Of the ``n`` chunks stored, the newest ``floor(0.1 n)`` stay and the oldest ``floor(0.1 n)`` go. Of those between,
+    the least retrieved go, the oldest of equals first, until half the capacity is left (rounded up, so that something
+    always is) or none of them remain. Should the newest alone be more than the capacity, because very many came at
+    once, the oldest of these go as well.
+
+    Dropping half at a time makes evictions rare, and gives new chunks time to be retrieved before they are judged.
+    """
+
+    Options = MemLongOptions
+
+    def __init__(self, options: object = None) -> None:
+        self.options = MemLongOptions() if options is None else cast(MemLongOptions, options)
+
     def select(self, usage: ChunkUsage, capacity: int) -> Tensor:
         """Return the ids to forget: see :meth:`memcore.EvictionPolicy.select`."""
-        count = len(usage)
-        newest = int(self.keep_newest * count)
-        oldest = min(int(self.drop_oldest * count), count - newest)
+        count, options = len(usage), self.options
+        newest = int(options.keep_newest * count)
+        oldest = min(int(options.drop_oldest * count), count - newest)
         middle = slice(oldest, count - newest)
-        stay = max(1, math.ceil(self.target * capacity))
+        stay = max(1, math.ceil(options.target * capacity))
         # The oldest go even where fewer than the target stay: whoever sets drop_oldest high wants that.
         surplus = max(0, count - oldest - stay)
         least = torch.argsort(usage.retrievals[middle], stable=True)[:surplus] + oldest

@@ -33,6 +33,17 @@ def read_text(path: Path) -> str:
         raise UnsupportedInputError(f"cannot read {not_utf8(str(path), error)}") from error
 
 
+def not_empty(text: str, name: str) -> str:
+    """Return a text that was read.
+
+    Raises:
+        UnsupportedInputError: there is nothing in it; ``name`` says in what.
+    """
+    if not text.strip():
+        raise UnsupportedInputError(f"{name} has no text in it")
+    return text
+
+
 def names_file(text: str) -> bool:
     """Say whether what is taken for a text is the name of a file that is there."""
     if len(text) > 1024 or "\n" in text:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from memcore.attention import additive
@@ -36,6 +35,4 @@ def gate_bias(gate: Tensor, memory: Tensor, keys: int) -> Tensor:
 
 def gated(mask: Tensor | None, bias: Tensor) -> Tensor:
     """Return the mask that adds ``bias`` to the logits where ``mask``, bool or additive, lets a token see."""
-    if mask is None:
-        return bias
-    return bias + (additive(mask, bias.dtype) if mask.dtype == torch.bool else mask)
+    return bias if mask is None else bias + additive(mask, bias.dtype)

@@ -105,7 +105,7 @@ def memcore_retrieved(
 
 
 @hookspec(firstresult=True)
-def memcore_evict(namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
+def memcore_evict(namespace: str, session: str | None, backend: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
     """Decide what to drop from a namespace that is over capacity, or return None to leave it to the policy."""
 
 

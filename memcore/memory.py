@@ -14,12 +14,12 @@ from memcore import events
 from memcore.bank import MemoryBank
 from memcore.cache import MemoryCache
 from memcore.config import MemoryConfig
-from memcore.errors import BackendError, ConfigError, UnsupportedInputError
+from memcore.errors import BackendError, ConfigError, NotWrappedError, UnsupportedInputError
+from memcore.layer_setup import LayerSetup
 from memcore.memory_layer import Recalled
 from memcore.options import structure_options
 from memcore.plugin_hooks import PluginHooks
 from memcore.plugins import registry
-from memcore.retriever import LayerSetup
 from memcore.rotary import RotaryGeometry, same_rotation
 from memcore.session_store import SessionStore
 from memcore.trace import Trace
@@ -81,6 +81,8 @@ class Memory:
         Raises:
             ConfigError: a name, an option or a layer index is wrong.
             MissingDependencyError: a chosen component needs a package that is not installed.
+            PluginError: a chosen component is none.
+            BackendError: the backend cannot be opened, because another process writes there, for example.
         """
         readers = _readers(config, geometries)
         plugins = registry()
@@ -93,17 +95,25 @@ class Memory:
         embedder_options: object = structure_options(
             embedder.Options, config.embedder_options, f"embedder_options of {config.embedder!r}"
         )
+        eviction_options: object = structure_options(
+            policy.Options, config.eviction_options, f"eviction_options of {config.eviction!r}"
+        )
         self.config = config = config.fitted(None)
         self.text_config = text_config
-        made, forgets = embedder(embedder_options), policy()
+        made, forgets = embedder(embedder_options), policy(eviction_options)
         made.bind_tokenizer(tokenizer)
-        # Last of what can fail: an open backend may keep others out.
-        self.bank = MemoryBank(
-            backend(options),
-            forgets,
-            capacity=None if config.capacity is None else config.capacity // config.chunk_size,
-            hooks=PluginHooks(backend=config.backend),
-        )
+        opened = backend(options)
+        try:
+            self.bank = MemoryBank(
+                opened,
+                forgets,
+                capacity=None if config.capacity is None else config.capacity // config.chunk_size,
+                hooks=PluginHooks(backend=config.backend),
+            )
+            self.sessions = SessionStore(self.bank)
+        except BaseException:
+            opened.close()  # or it would keep others out
+            raise
         events.MEMORY_OPENED.log(
             backend=config.backend,
             window=config.window_length,
@@ -128,7 +138,6 @@ class Memory:
         self._geometries = geometries
         self._tokenizer = tokenizer
         self._reading = _Reading(config.question_tokens)
-        self.sessions = SessionStore(self.bank)
         self.tracing: Trace | None = None
         self._latest: dict[int, list[Recalled | None]] = {}
 
@@ -242,6 +251,18 @@ class Memory:
     def __repr__(self) -> str:
         layers: Sequence[int] = [setup.index for setup in self.layer_setups if setup.reads]
         return f"Memory(backend={self.config.backend!r}, window={self.config.window_length}, layers={list(layers)})"
+
+
+def memory_of(model: object) -> Memory:
+    """Return the memory of a wrapped model.
+
+    Raises:
+        NotWrappedError: it has none.
+    """
+    memory = getattr(model, "memory", None)
+    if not isinstance(memory, Memory):
+        raise NotWrappedError(f"{type(model).__name__} has no memory; memcore.wrap(model, ...) gives it one")
+    return memory
 
 
 def _readers(config: MemoryConfig, geometries: dict[int, RotaryGeometry | None]) -> list[int]:

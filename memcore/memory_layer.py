@@ -14,9 +14,10 @@ from memcore.attention import visibility
 from memcore.chunk import ChunkBatch
 from memcore.embedder import ChunkKeys
 from memcore.errors import UnsupportedCacheError
+from memcore.layer_setup import LayerSetup
 from memcore.prefix import KeysValues, Prefix, lay_out
 from memcore.recall import Retrieved
-from memcore.retriever import LayerSetup, Retriever, take_columns
+from memcore.retriever import Retriever, take_columns
 from memcore.rotary import unrotate
 from memcore.window import Departure, LocalWindow
 

@@ -14,21 +14,19 @@ from memcore.session_store import now, session_of
 from memcore.storage import sum_of_parts
 
 if TYPE_CHECKING:
-    from memcore.backend import PersistentBackend
     from memcore.session_store import SessionInfo, SessionStore
 
 _MOST: Final = 5
 """Passages that are named as retrieved most."""
 
 
-def memory_statistics(backend: PersistentBackend, sessions: SessionStore, session: str | None = None) -> dict[str, Any]:
+def memory_statistics(sessions: SessionStore, session: str | None = None) -> dict[str, Any]:
     """Return statistics of a memory, or of one session in it, as plain values.
 
     A passage is a piece of text that layers hold as chunks; its retrievals are those of its chunks added up.
 
     Args:
-        backend: what holds the memory; it may be read-only.
-        sessions: the sessions in it, looked at anew.
+        sessions: the sessions of a memory on disk, looked at anew; it may be read-only.
         session: the name of one; None for all that the memory holds.
 
     Returns:
@@ -48,6 +46,8 @@ def memory_statistics(backend: PersistentBackend, sessions: SessionStore, sessio
         BackendError: the memory cannot be read.
     """
     infos = sessions.infos() if session is None else [sessions.info(session)]
+    backend = sessions.bank.persistent
+    assert backend is not None
     storage = backend.storage()
     kept = [each for name, each in storage.namespaces.items() if session in (None, session_of(name))]
     tokens = [each.tokens for each in kept if each.tokens is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,11 @@ def check_source(name: str) -> None:
             raise UnsupportedModelError(f"there is no model in {name!r}: it has no {_CONFIG}{cure}")
     elif place.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.count("/") > 1:
         raise UnsupportedModelError(f"there is no folder {name!r}; a hub id has the form 'owner/name'")
+
+
+def title_of(name: str) -> str:
+    """Return what a model is called: the name of its folder, or its hub id."""
+    return Path(os.path.abspath(name)).name if Path(name).is_dir() else name
 
 
 def check_dtype(dtype: str) -> None:

@@ -62,7 +62,6 @@ class Namespaces:
             shelf = Shelf(self._backend, name)
             view, clock, forgotten = usage_record.unpack(record, backend_ids, shelf)
             self.clock = max(self.clock, clock)
-            self._views[name] = view
             if self.read_only:
                 shelf.ragged = True  # another process may add to it
                 shelf.readers.add(view)
@@ -70,6 +69,7 @@ class Namespaces:
                 if forgotten.numel():
                     self._backend.evict(name, forgotten)
                 self.shelves.enter(shelf, view)
+            self._views[name] = view  # last: the backend may raise
             return view
 
     def drop(self, name: str) -> None:

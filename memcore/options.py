@@ -13,12 +13,18 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
+from attrs.validators import and_, ge, instance_of, le
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.strategies import configure_union_passthrough
 
 from memcore.errors import ConfigError
 
 T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    """Options of a component that has none."""
 
 
 def structure_options(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
@@ -74,6 +80,16 @@ def describe(value: object) -> str:
     if len(text) > 60:
         text = text[:57] + "..."
     return f"{text} ({type(value).__name__})"
+
+
+def whole(at_least: int, at_most: int | None = None) -> Any:
+    """Return a validator of attrs for a field of an options class that holds a whole number.
+
+    Args:
+        at_least: the smallest that it accepts.
+        at_most: the largest; None for any.
+    """
+    return and_(instance_of(int), ge(at_least), *(() if at_most is None else (le(at_most),)))
 
 
 class _WrongTypeError(ValueError):

@@ -80,8 +80,9 @@ class PluginHooks:
 
     def evict(self, namespace: str, usage: ChunkUsage, capacity: int) -> Tensor | None:
         """Return the ids that the first plugin with an opinion would drop, or None if none has one."""
-        hook = self._hook.memcore_evict
-        for plugin, choice in self._results(hook, namespace=namespace, usage=usage, capacity=capacity):
+        hook, session = self._hook.memcore_evict, session_of(namespace)
+        told = {"namespace": namespace, "session": session, "backend": self._backend, "capacity": capacity}
+        for plugin, choice in self._results(hook, **told, usage=usage):
             if choice is None:
                 continue
             if not (problem := problem_with_choice(choice, usage, capacity)):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from memcore.attention import place_at, place_before, side_by_side
+from memcore.layer_setup import LayerSetup
 from memcore.recall import Retrieved
-from memcore.retriever import LayerSetup
 from memcore.transfer import to_device
 from memcore.window import LocalWindow
 

@@ -76,7 +76,8 @@ def from_pretrained(
     fields = {field.name for field in attrs.fields(MemoryConfig)}
     overrides = {field: arguments.pop(field) for field in fields & arguments.keys()}
     if config is not None:
-        config = MemoryConfig.from_value(config)  # before the weights, which take their time
+        # Before the weights, which take their time.
+        config, overrides = MemoryConfig.from_value(config, **overrides), {}
     load: Any = AutoModelForCausalLM.from_pretrained
     model, info = load(name, output_loading_info=True, **arguments)
     wrap(model, config, tokenizer=tokenizer, **overrides)

@@ -37,7 +37,16 @@ def closing(tokenizer: PreTrainedTokenizerBase, question: str) -> Tensor:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> Tensor:
-    """Return a text's token ids, ``[1, T]``, with those that begin a sequence if ``special``."""
+    """Return a text's token ids, ``[1, T]``, with those that begin a sequence if ``special``.
+
+    Raises:
+        UnsupportedInputError: the text has a lone surrogate, which is no character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        lone = f"{text[error.start]!r} at {error.start:,}"
+        raise UnsupportedInputError(f"the text has {lone}, half of a character, which UTF-8 has not") from error
     encoded: Any = tokenizer(text, add_special_tokens=special, return_tensors="pt", verbose=False)
     ids: Tensor = encoded["input_ids"]
     return ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -19,12 +19,14 @@ from memcore.transfer import input_device
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from memcore.cache import MemoryCache
     from memcore.memory import Passage
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens in all)."""
 
-_WANTED: Final = "num_return_sequences"
+BEAMS: Final = "num_beams"
+SEQUENCES: Final = "num_return_sequences"
 
 
 def load_model(name: str, *, device: str = "", dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,11 +104,9 @@ def answer(
     if not question.numel():
         raise UnsupportedInputError("there is nothing to ask: the question has no tokens")
     begun = time.perf_counter()
-    settings: Any = generation.get("generation_config") or model.generation_config
-    beams, wanted = (generation.get(name) or getattr(settings, name) or 1 for name in ("num_beams", _WANTED))
-    if wanted > 1:
-        raise UnsupportedInputError(f"an answer is one sequence, got {_WANTED}={wanted}; ask again for another")
-    if beams > 1:
+    if (wanted := setting(model, generation, SEQUENCES)) > 1:
+        raise UnsupportedInputError(f"an answer is one sequence, got {SEQUENCES}={wanted}; ask again for another")
+    if (beams := setting(model, generation, BEAMS)) > 1:
         cache.batch_repeat_interleave(beams)
     prompt = torch.cat([each.to(input_device(model)) for each in (read, question)], dim=1)
     if tokenizer is not None:
@@ -130,6 +130,31 @@ def answer(
         seconds=time.perf_counter() - begun,
         passages=tuple(memory.passages(cache)) if memory is not None else (),
     )
+
+
+def setting(model: PreTrainedModel, generation: Mapping[str, Any], name: str) -> int:
+    """Return what ``generate()`` would take a number for with these arguments: theirs, the model's, or 1."""
+    settings: Any = generation.get("generation_config") or model.generation_config
+    return int(generation.get(name) or getattr(settings, name) or 1)
+
+
+@torch.no_grad()
+def feed(model: Any, cache: MemoryCache, ids: Tensor, progress: Progress | None = None) -> None:
+    """Have a wrapped model read on, where nothing is asked.
+
+    Args:
+        model: the model.
+        cache: what it reads into.
+        ids: ``[1, T]`` token ids, on any device; with none nothing happens.
+        progress: told how far it is.
+    """
+    if not ids.numel():
+        return
+    with cache.memory.reading(progress, question=False):
+        named = {cache_argument(model.forward): cache}
+        model(input_ids=ids.to(input_device(model)), use_cache=True, logits_to_keep=1, **named)
+    if progress is not None:
+        progress(ids.shape[1], ids.shape[1])
 
 
 class Reader:
@@ -171,17 +196,17 @@ class Reader:
             raise UnsupportedInputError("there is nothing to read: the text has no tokens")
         ids = ids.to(input_device(self._model))
         memory = getattr(self._model, "memory", None)
-        name = cache_argument(self._model.forward)
         total = ids.shape[1]
         begun = time.perf_counter()
+        cache: Any
         if memory is not None:
-            with memory.reading(progress, question=False):
-                cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)[name]
+            cache = memory.new_cache()
+            feed(self._model, cache, ids, progress)
         else:
             from transformers import DynamicCache
 
             # In pieces, a sliding layer computes its window and not the whole square; it is also the faster way.
-            cache = DynamicCache(config=self._model.config)
+            cache, name = DynamicCache(config=self._model.config), cache_argument(self._model.forward)
             for begin in range(0, total, self._piece):
                 end = min(begin + self._piece, total)
                 self._model(input_ids=ids[:, begin:end], use_cache=True, logits_to_keep=1, **{name: cache})

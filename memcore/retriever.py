@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import attrs
 import torch
 from torch import Tensor
 
-from memcore.bank import MemoryBank
 from memcore.chunk import ChunkBatch
-from memcore.config import MemoryConfig
-from memcore.embedder import ChunkEmbedder, RecentQueries
+from memcore.embedder import RecentQueries
 from memcore.embedders import exact_votes
+from memcore.layer_setup import LayerSetup
 from memcore.recall import Retrieved
-from memcore.rotary import RotaryGeometry, unrotate
-from memcore.session_store import layer_namespace
+from memcore.rotary import rotate, unrotate
 from memcore.transfer import to_device
 from memcore.window import LocalWindow
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class LayerSetup:
-    """What a layer's memory is made of.
-
-    Attributes:
-        index: the layer's index in the decoder.
-        remembers: whether it stores its keys and values, and chooses chunks by its queries.
-        reads: whether it attends to chunks; they are its own, or those of ``config.memory_layer``.
-        geometry: how it rotates keys and queries; None if positions do not enter its attention.
-        config: the model's memory configuration.
-        embedder: turns its keys and queries into search vectors.
-        bank: where its chunks go.
-    """
-
-    index: int
-    remembers: bool
-    reads: bool
-    geometry: RotaryGeometry | None
-    config: MemoryConfig
-    embedder: ChunkEmbedder
-    bank: MemoryBank
-
-    def namespace(self, row_name: str) -> str:
-        """Return the bank's namespace for one row of this layer."""
-        return layer_namespace(row_name, self.index)
 
 
 def take_columns(x: Tensor, order: Tensor) -> Tensor:
@@ -101,11 +71,13 @@ class Retriever:
         asked = RecentQueries(queries=queries, kv_heads=kv_heads, token_ids=recent.token_ids[row, live])
 
         def rescore(chunks: ChunkBatch) -> Tensor:
-            keys = to_device(chunks.keys, queries.device).float()
+            keys, turned = to_device(chunks.keys, queries.device).float(), queries[None]
             if geometry is not None:
-                # As if every chunk began at position 0: one turn a chunk, and its tokens keep their true spacing.
-                keys = unrotate(keys, chunks.starts[:, None, None], geometry)
-            return exact_votes(asked, keys)
+                # As if every chunk began at position 0, its tokens at their true spacing. In place of its keys the
+                # queries are turned, the other way: they are fewer.
+                turned = rotate(turned, chunks.starts[:, None, None], geometry)
+                turned[..., geometry.turning] /= geometry.attention_scaling
+            return exact_votes(turned, keys)
 
         return bank.retrieve(
             namespace,

@@ -16,18 +16,16 @@ from torch import Tensor
 
 from memcore import events
 from memcore.cache import MemoryCache
-from memcore.cache_argument import cache_argument
 from memcore.errors import (
     CorruptedError,
-    NotWrappedError,
     ReadOnlyError,
     SessionError,
     UnsupportedInputError,
 )
 from memcore.files import names_file, read_text
-from memcore.memory import Memory
+from memcore.memory import memory_of
 from memcore.prompt import closing, encode, given_ids, opening
-from memcore.reader import Answer, Progress, answer
+from memcore.reader import Answer, Progress, answer, feed
 from memcore.session_binding import bound_to, check_same
 from memcore.session_store import SessionStore, Unfinished, now, read_bytes
 from memcore.transcript import Message, parse_messages
@@ -80,11 +78,11 @@ class Session:
             NotWrappedError: the model has no memory.
             UnknownSessionError: there is none of that name, and ``create`` is False or the backend is read-only.
             SessionMismatchError: it was made with another model, tokenizer or configuration; the message says which.
+            ConfigError: the name is none.
             CorruptedError: what is stored of it cannot be read.
+            BackendError: the backend fails, for want of disk space for example.
         """
-        memory = getattr(model, "memory", None)
-        if not isinstance(memory, Memory):
-            raise NotWrappedError(f"{type(model).__name__} has no memory; memcore.wrap(model, ...) gives it one")
+        memory = memory_of(model)
         self._model: Any = model
         self._memory = memory
         self._tokenizer = tokenizer
@@ -233,14 +231,7 @@ class Session:
             if progress is not None:
                 progress(done + end, total)
 
-        with torch.no_grad(), self._memory.reading(tell, question=False):
-            self._model(
-                input_ids=ids.to(input_device(self._model)),
-                use_cache=True,
-                logits_to_keep=1,
-                **{cache_argument(self._model.forward): self._own_cache()},
-            )
-        tell(ids.shape[1], total)
+        feed(self._model, self._own_cache(), ids, tell)
 
     def _own_cache(self) -> MemoryCache:
         if self._cache is None:
@@ -250,7 +241,7 @@ class Session:
     def _block(self, checkpoint_tokens: int) -> int:
         """Return how many tokens to read up to the next checkpoint: whole segments, so that it changes no piece."""
         config = self._memory.config
-        room = max(0, config.window_length + config.sinks - self.tokens)
+        room = max(0, config.room - self.tokens)
         return room + max(1, (checkpoint_tokens - room) // config.segment_length) * config.segment_length
 
     def _checkpoint(
@@ -291,6 +282,8 @@ class Session:
             events.SESSION_REPAIRED.log(session=saved.name)
         self.info = attrs.evolve(saved, tokenizer_fingerprint=self.info.tokenizer_fingerprint)
         for layer in self._memory.layer_setups:
+            if not layer.remembers:
+                continue
             namespace = self.info.namespace(layer.index)
             next_id = self.info.next_ids.get(str(layer.index), 0)
             bank.reload(namespace, next_id)

@@ -54,10 +54,12 @@ def chunk_counters(bank: MemoryBank, namespaces: Mapping[str, str]) -> dict[str,
         often it came back, added up over the layers, and how many layers hold it still.
     """
     layers = [layer_summary(bank, layer, namespace) for layer, namespace in namespaces.items()]
+    usages = [bank.usage(namespace) for namespace in namespaces.values()]
+    # Another thread may have had the bank look at them anew in between.
+    last = max((int(usage.ids[-1]) for usage in usages if len(usage)), default=-1)
     stored = max((each["stored"] for each in layers), default=0)
-    retrievals, held = torch.zeros(2, stored, dtype=torch.int64)
-    for namespace in namespaces.values():
-        usage = bank.usage(namespace)
+    retrievals, held = torch.zeros(2, max(stored, last + 1), dtype=torch.int64)
+    for usage in usages:
         retrievals[usage.ids] += usage.retrievals
         held[usage.ids] += 1
     return {"layers": layers, "retrievals": retrievals.tolist(), "held": held.tolist()}

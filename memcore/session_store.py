@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from memcore.backend import PersistentBackend
     from memcore.bank import MemoryBank
 
 _INFO: Final = "session/"
@@ -129,9 +128,9 @@ class SessionStore:
 
     def __init__(self, bank: MemoryBank) -> None:
         self.bank = bank
-        self._kept: dict[str, bytes] = {}  # the records, if the backend keeps none
-        if self._persistent and not bank.read_only:
-            left = [name for name in self._persistent.record_names() if name.startswith(_COPYING)]
+        self._records = bank.records
+        if not bank.read_only:
+            left = [name for name in self._records.names() if name.startswith(_COPYING)]
             for name in left:
                 self._undo_copy(name.removeprefix(_COPYING))
                 events.SESSION_COPY_UNDONE.log(session=name.removeprefix(_COPYING))
@@ -140,15 +139,14 @@ class SessionStore:
 
     def names(self) -> list[str]:
         """Return the names of all sessions, sorted."""
-        records = self._persistent.record_names() if self._persistent else sorted(self._kept)
-        return [name.removeprefix(_INFO) for name in records if name.startswith(_INFO)]
+        return [name.removeprefix(_INFO) for name in self._records.names() if name.startswith(_INFO)]
 
     def infos(self) -> list[SessionInfo]:
         """Return what all sessions are, sorted by name."""
         return [self.info(name) for name in self.names()]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._read(_INFO + name) is not None
+        return isinstance(name, str) and self._records.read(_INFO + name) is not None
 
     def info(self, name: str) -> SessionInfo:
         """Return what a session is.
@@ -157,7 +155,7 @@ class SessionStore:
             UnknownSessionError: there is none of that name.
             CorruptedError: its record cannot be read.
         """
-        record = self._read(_INFO + check_name(name))
+        record = self._records.read(_INFO + check_name(name))
         if record is None:
             names = self.names()
             known = f"; there are {', '.join(map(repr, names))}" if names else "; there is none at all"
@@ -170,7 +168,7 @@ class SessionStore:
         Raises:
             CorruptedError: they cannot be read.
         """
-        record = self._read(_STATE + name)
+        record = self._records.read(_STATE + name)
         try:
             state = load(record or b"")
             info = read_bytes(state.pop(_INFO_TENSOR))
@@ -186,8 +184,8 @@ class SessionStore:
         """
         record = json.dumps(unstructure(info)).encode()
         described = torch.frombuffer(bytearray(record), dtype=torch.uint8)
-        self._write(_STATE + info.name, save({**state, _INFO_TENSOR: described}))
-        self._write(_INFO + info.name, record)
+        self._records.write(_STATE + info.name, save({**state, _INFO_TENSOR: described}))
+        self._records.write(_INFO + info.name, record)
         self.bank.flush()
 
     def copy(self, source: str, target: str) -> None:
@@ -207,11 +205,11 @@ class SessionStore:
             raise SessionError(f"there is a session {target!r} already; drop it first, or choose another name")
         twin = attrs.evolve(info, name=target)
         try:
-            self._write(_COPYING + target, b"")
+            self._records.write(_COPYING + target, b"")
             for layer in info.next_ids:
                 self.bank.fork(info.namespace(layer), twin.namespace(layer))
             self.bank.flush()  # which a backend may do in several steps
-            self._drop_record(_COPYING + target)
+            self._records.drop(_COPYING + target)
             self.save(twin, state)
             events.SESSION_COPIED.log(source=source, session=target, tokens=info.tokens)
         except BaseException:
@@ -233,39 +231,16 @@ class SessionStore:
         self.bank.flush()
         events.SESSION_DROPPED.log(session=name, tokens=info.tokens)
 
-    def nbytes(self, info: SessionInfo) -> int:
-        """Return the bytes that a session's chunks take."""
-        return sum(self.bank.nbytes(info.namespace(layer)) for layer in info.next_ids)
-
     def _drop_contents(self, info: SessionInfo) -> None:
         for namespace in self.bank.namespaces():  # also what an interrupted reading left in layers new to the session
             if session_of(namespace) == info.name:
                 self.bank.drop(namespace)
         for record in (_INFO + info.name, _STATE + info.name):
-            self._drop_record(record)
+            self._records.drop(record)
 
     def _undo_copy(self, target: str) -> None:
         self._drop_contents(SessionInfo(name=target))
-        self._drop_record(_COPYING + target)
-
-    @property
-    def _persistent(self) -> PersistentBackend | None:
-        return self.bank.persistent
-
-    def _read(self, record: str) -> bytes | None:
-        return self._persistent.read_record(record) if self._persistent else self._kept.get(record)
-
-    def _write(self, record: str, value: bytes) -> None:
-        if self._persistent:
-            self._persistent.write_record(record, value)
-        else:
-            self._kept[record] = value
-
-    def _drop_record(self, record: str) -> None:
-        if self._persistent:
-            self._persistent.drop_record(record)
-        else:
-            self._kept.pop(record, None)
+        self._records.drop(_COPYING + target)
 
 
 def read_bytes(tensor: Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -64,6 +65,7 @@ class TextEmbedder(ChunkEmbedder):
             raise ConfigError(f"embedder_options: model {self.options.model!r} cannot be loaded: {error}") from error
         self._tokenizer: Any = None
         self._vectors: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._lock = threading.Lock()  # threads may share a wrapped model
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase | str | None) -> None:
         """Take the model's tokenizer, or load it by the name of the model."""
@@ -96,6 +98,10 @@ class TextEmbedder(ChunkEmbedder):
                 "inputs_embeds; pass input_ids, or choose another embedder"
             )
         texts = self._tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        with self._lock:
+            return self._of_texts(kind, encode, texts)
+
+    def _of_texts(self, kind: str, encode: Callable[..., Tensor], texts: list[str]) -> Tensor:
         keys = [(kind, text) for text in texts]
         unknown = list(dict.fromkeys(text for key, text in zip(keys, texts, strict=True) if key not in self._vectors))
         known = {key: self._vectors[key] for key in keys if key in self._vectors}

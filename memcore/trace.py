@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import attrs
@@ -76,11 +77,28 @@ class TokenTrace:
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class PassageRead:
+    """A passage of the text that the generated tokens attended to.
+
+    Layers and tokens that read the same chunk read one passage.
+
+    Attributes:
+        start: position of its first token.
+        token_ids: ``[C]`` int64.
+        share: of the attention, from 0 to 1, the mean over the layers that read and over all generated tokens.
+    """
+
+    start: int
+    token_ids: Tensor
+    share: float
+
+
 @attrs.define(eq=False, kw_only=True)
 class _Step:
     """One piece that passed through the model: what its last token read."""
 
-    cache: int
+    cache: weakref.ref[MemoryCache]
     seen: int
     decode: bool
     positions: list[int]
@@ -135,10 +153,12 @@ class Trace:
     def _step(self, cache: MemoryCache) -> _Step:
         window = cache.window
         assert window is not None
+        # By reference and not by id: the next cache may lie where one lay that is gone.
+        reference = weakref.ref(cache)
         latest = self._steps[-1] if self._steps else None
-        if latest is None or (latest.cache, latest.seen) != (id(cache), window.seen):
+        if latest is None or (latest.cache, latest.seen) != (reference, window.seen):
             latest = _Step(
-                cache=id(cache),
+                cache=reference,
                 seen=window.seen,
                 decode=window.decode,
                 positions=window.columns.positions[:, -1].tolist(),
@@ -177,6 +197,27 @@ class Trace:
         """
         return _traced(self._steps[-1], row, self._steps[-1].written[row]) if self._steps else None
 
+    def passages(self, row: int = 0) -> list[PassageRead]:
+        """Return what was read for all tokens that were generated, together, the largest share first.
+
+        Passages that begin at one position and are not the same, as of two texts read in this trace, are two.
+
+        Args:
+            row: of which sequence of the batch.
+        """
+        tokens = self.tokens(row)
+        shares: dict[tuple[int, tuple[int, ...]], float] = {}
+        texts: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        for token in tokens:
+            for chunk in token.chunks:
+                key = (chunk.start, tuple(chunk.token_ids.tolist()))
+                shares[key] = shares.get(key, 0.0) + chunk.share / len(token.layers) / len(tokens)
+                texts[key] = chunk.token_ids
+        return [
+            PassageRead(start=key[0], token_ids=texts[key], share=share)
+            for key, share in sorted(shares.items(), key=lambda item: -item[1])
+        ]
+
     def explain(self, tokenizer: PreTrainedTokenizerBase, row: int = 0, *, top: int = 3) -> str:
         """Return what the generated tokens rest on, as text: the passages, then a line for each token.
 
@@ -190,15 +231,14 @@ class Trace:
         tokens = self.tokens(row)
         if not tokens:
             return "no token read from memory: nothing had left the window"
-        passages = [token.shares() for token in tokens]
-        named = {start for shares in passages for start in list(shares)[:top]}
-        totals = {start: sum(shares.get(start, 0.0) for shares in passages) / len(tokens) for start in named}
-        texts = {chunk.start: chunk.token_ids for token in tokens for chunk in token.chunks}
+        by_token = [token.shares() for token in tokens]
+        named = {start for shares in by_token for start in list(shares)[:top]}
         lines = [
-            f"{totals[start]:6.1%} [{start:,}] {' '.join(_text(tokenizer, texts[start].tolist()).split())}"
-            for start in sorted(totals, key=lambda start: -totals[start])
+            f"{passage.share:6.1%} [{passage.start:,}] {' '.join(_text(tokenizer, passage.token_ids.tolist()).split())}"
+            for passage in self.passages(row)
+            if passage.start in named
         ]
-        for token, shares in zip(tokens, passages, strict=True):
+        for token, shares in zip(tokens, by_token, strict=True):
             written = "the next token" if token.token_id is None else repr(_text(tokenizer, [token.token_id]))
             best = ", ".join(f"[{start:,}] {share:.1%}" for start, share in list(shares.items())[:top])
             lines.append(f"{written} at {token.position:,}: {sum(shares.values()):.1%} from memory: {best}")

@@ -49,8 +49,15 @@ class _Uninterrupted(AbstractContextManager[None]):
         if not self._depth:
             came, handlers = self._came, dict(self._handlers)
             self._restore()
-            for number in came:
-                handlers[number](number, None)
+            self._run([handlers[number] for number in came], came)
+
+    def _run(self, handlers: list[Any], numbers: list[int]) -> None:
+        """Call every handler, those behind one that raises as well."""
+        if handlers:
+            try:
+                handlers[0](numbers[0], None)
+            finally:
+                self._run(handlers[1:], numbers[1:])
 
     def _put_off(self, number: int, frame: FrameType | None) -> None:
         if number in self._came:

@@ -178,7 +178,7 @@ class LocalWindow:
     @property
     def room(self) -> int:
         """Columns that fit before anything must leave."""
-        return self.config.window_length + self.config.sinks
+        return self.config.room
 
     def starts(self) -> list[int]:
         """Return the position of the first token still in each row's window."""

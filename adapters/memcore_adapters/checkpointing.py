@@ -120,9 +120,11 @@ def checkpointing(decoder: Any, cache: MemoryCache) -> Iterator[bool]:
     Raises:
         UnsupportedInputError: a checkpointing function other than torch's is set.
     """
-    blocks: list[Any] = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
+    blocks: list[Any] = []
+    if decoder.training:  # else looking for them would take its time with every token
+        blocks = [each for each in decoder.modules() if isinstance(each, GradientCheckpointingLayer)]
     layers = [block for block in blocks if block.gradient_checkpointing]
-    if not (decoder.training and layers):
+    if not layers:
         yield True
         return
     functions = [layer._gradient_checkpointing_func for layer in layers]

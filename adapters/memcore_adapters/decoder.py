@@ -98,7 +98,7 @@ class DecoderAdapter(ModelAdapter):
         self.check(decoder)
         implementation = decoder.config._attn_implementation
         delegate = delegate_for(decoder, implementation)
-        holder = _holder(model)
+        holder = holder_of(model)
         geometries = {index: self.geometry(decoder, index) for index in globals_}
         config = self.config
         if any(geometry is not None for geometry in geometries.values()):
@@ -107,10 +107,15 @@ class DecoderAdapter(ModelAdapter):
                 warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
         tokenizer = getattr(holder.config, "_name_or_path", None) or None if self.tokenizer is None else self.tokenizer
         memory = Memory(config, decoder.config, geometries, tokenizer)
-        if self.config.gate:
-            attach_gates(decoder, [setup.index for setup in memory.layer_setups if setup.reads])
-        holder.set_attn_implementation(register(delegate))
-        pin(decoder)
+        try:
+            if self.config.gate:
+                attach_gates(decoder, [setup.index for setup in memory.layer_setups if setup.reads])
+            holder.set_attn_implementation(register(delegate))
+            pin(decoder)
+        except BaseException:
+            memory.close()  # or its backend would keep others out
+            _release(decoder, holder, implementation)
+            raise
         decoder._memcore_memory = memory
         decoder._memcore_inner = decoder.__dict__.get("forward")
         decoder._memcore_forward = make_forward(type(decoder), self.check_call, self.geometry)
@@ -124,7 +129,7 @@ class DecoderAdapter(ModelAdapter):
 
     def unwrap(self, model: M) -> M:
         """Take the memory away, in place; see :meth:`memcore.ModelAdapter.unwrap`."""
-        decoder, holder = self.decoder(model), _holder(model)
+        decoder, holder = self.decoder(model), holder_of(model)
         if not hasattr(decoder, "_memcore_memory"):
             raise NotWrappedError(f"{type(model).__name__} has no memory to take away")
         if getattr(decoder.forward, "__func__", None) is not decoder._memcore_forward:
@@ -137,9 +142,7 @@ class DecoderAdapter(ModelAdapter):
             del decoder.forward
         else:
             decoder.forward = decoder._memcore_inner
-        unpin(decoder)
-        detach_gates(decoder)
-        holder.set_attn_implementation(decoder._memcore_implementation)
+        _release(decoder, holder, decoder._memcore_implementation)
         if holder._memcore_saved is None:
             delattr(holder.config, CONFIG_FIELD)
         else:
@@ -164,7 +167,14 @@ class DecoderAdapter(ModelAdapter):
         raise UnsupportedModelError(f"{type(decoder).__name__} has no layer with global attention to remember: {cure}")
 
 
-def _holder(model: Any) -> Any:
+def _release(decoder: Any, holder: Any, implementation: str) -> None:
+    """Have a model attend as it did before."""
+    unpin(decoder)
+    detach_gates(decoder)
+    holder.set_attn_implementation(implementation)
+
+
+def holder_of(model: Any) -> Any:
     """Return the model that has the memory as an attribute: of one that another library has wrapped, the inside.
 
     Such wrappers (peft's, say) hand attributes on, and come and go.

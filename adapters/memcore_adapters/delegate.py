@@ -27,7 +27,9 @@ class Delegate:
         name: of the memory attention in front of it, for the registry.
         function: the function; for eager, the family's own.
         mask: makes the masks it wants from what transformers knows.
-        convert: makes the mask it wants, see :meth:`mask_from`.
+        mask_from: makes the mask it wants from what is visible (``[B or 1, 1, T, keys]`` bool, or what to add to the
+            logits, ``[B, Hq or 1, T, keys]``; None if every token sees every key), the query ``[B, Hq, T, D]`` and the
+            key ``[B, H, keys, D]``.
         eager: the family's own function, which also returns the attention weights; None if it has none.
         cuttable: whether it may be called for some of the queries at a time, see :mod:`memcore_adapters.query_blocks`.
     """
@@ -35,20 +37,9 @@ class Delegate:
     name: str
     function: AttentionFunction
     mask: Callable[..., Any]
-    convert: Callable[[Tensor | None, Tensor, Tensor], Any]
+    mask_from: Callable[[Tensor | None, Tensor, Tensor], Any]
     eager: AttentionFunction | None
     cuttable: bool
-
-    def mask_from(self, visible: Tensor | None, query: Tensor, key: Tensor) -> Any:
-        """Return the mask it wants.
-
-        Args:
-            visible: ``[B or 1, 1, T, keys]`` bool, or what to add to the logits, ``[B, Hq or 1, T, keys]``; None if
-                every token sees every key.
-            query: ``[B, Hq, T, D]``.
-            key: ``[B, H, keys, D]``.
-        """
-        return self.convert(visible, query, key)
 
 
 def delegate_for(decoder: Any, implementation: str) -> Delegate:
@@ -73,14 +64,14 @@ def delegate_for(decoder: Any, implementation: str) -> Delegate:
         name=names[implementation],
         function=function,
         mask=ALL_MASK_ATTENTION_FUNCTIONS[implementation],
-        convert=_CONVERSIONS[implementation],
+        mask_from=_CONVERSIONS[implementation],
         eager=eager,
         cuttable=implementation == "sdpa",
     )
 
 
 def _to_add(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    return mask if mask is None or mask.dtype != torch.bool else additive(mask, query.dtype)
+    return additive(mask, query.dtype)
 
 
 def _as_it_is(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -84,7 +84,7 @@ def forward_with_memory(
     if source is None or (kwargs.get("input_ids") is not None and kwargs.get("inputs_embeds") is not None):
         return inner(**kwargs)  # transformers has a message for this
     tokens = source.shape[1]
-    room = memory.config.window_length + memory.config.sinks
+    room = memory.config.room
     given = kwargs.pop("past_key_values", None)
     keep_cache = _use_cache(decoder, kwargs)
     if given is None and not keep_cache and tokens <= room:

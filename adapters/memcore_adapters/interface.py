@@ -39,8 +39,7 @@ def _last_weights(
     if delegate.eager is None:
         raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function to trace with")
     if mask is not None:
-        mask = additive(mask, query.dtype) if mask.dtype == torch.bool else mask
-        mask = mask[:, :, -1:]
+        mask = additive(mask, query.dtype)[:, :, -1:]
     with torch.no_grad():
         _, weights = delegate.eager(module, query[:, :, -1:], key, value, mask, *args, **{**kwargs, "dropout": 0.0})
     assert weights is not None

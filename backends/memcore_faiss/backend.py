@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memcore.approximate_index import ApproximateIndex, VectorIndex
-from memcore.errors import BackendError
+from memcore.errors import BackendError, ConfigError
 from memcore.in_memory import InMemoryBackend, SearchIndex
 from memcore_faiss import events
 from memcore_faiss.engine import CpuEngine
 from memcore_faiss.flat_index import FlatIndex
 from memcore_faiss.footprint import footprint
 from memcore_faiss.hnsw_index import HnswIndex
-from memcore_faiss.installation import Installation, installation, resolve_device
+from memcore_faiss.installation import Installation, check_device, installation, resolve_device
 from memcore_faiss.ivf_index import IvfIndex, IvfSettings
 from memcore_faiss.options import FaissOptions
 from memcore_faiss.positional_index import FlatGpuIndex
@@ -37,8 +37,8 @@ class FaissBackend(InMemoryBackend):
         gpu: number of the GPU that is searched on, None on the CPU.
 
     Raises:
-        ConfigError: an option does not exist on the device, or the device is none.
-        BackendError: faiss or torch cannot use the device.
+        ConfigError: ``device`` is no name of a device, or that of one on which the index is not searched.
+        BackendError: faiss or torch cannot use the device, or this faiss has no such index.
     """
 
     Options = FaissOptions
@@ -116,18 +116,21 @@ def choose_gpu(options: FaissOptions, found: Installation) -> int | None:
     """Return the number of the GPU on which the options' index is to be searched, None for the CPU.
 
     Raises:
-        ConfigError: as in :func:`memcore_faiss.installation.resolve_device`.
-        BackendError: faiss or torch cannot use the GPU, or the index cannot be there.
+        ConfigError: the device is no name of one, or that of one on which the index is not searched.
+        BackendError: faiss or torch cannot use the GPU, or this faiss has no such index.
     """
     if options.index == "hnsw":
+        check_device(options.device)
         if options.device not in ("auto", "cpu"):
-            raise BackendError(
+            raise ConfigError(
                 f"index 'hnsw' is searched on the CPU only, got device {options.device!r}; "
                 "on a GPU there are 'flat', 'ivf', 'ivfpq' and, with cuVS, 'cagra'"
             )
         return None
     gpu = resolve_device(options.device, found)
     if options.index == "cagra":
+        if options.device == "cpu":
+            raise ConfigError("index 'cagra' is searched on a GPU only, got device 'cpu'")
         if not found.has_cagra:
             raise BackendError(f"index 'cagra' needs a faiss built with cuVS (faiss-gpu-cuvs), and this is {found}")
         if gpu is None:

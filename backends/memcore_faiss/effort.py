@@ -76,13 +76,13 @@ class Effort:
             search: searches the index with an effort.
             exact: finds the very best.
             queries: ``[Q, E]`` float32, the queries at hand.
-            most: the largest effort.
+            most: the largest effort that is tried out. One that is given may be larger, and is for the caller to cut.
         """
         if self._fixed is None:
             own = self._try(search, exact, self._sample, most, own=1)
             self.value = max(own, self._try(search, exact, queries[:_QUERIES], most, own=0))
         else:
-            self.value = min(self._fixed, most)
+            self.value = self._fixed  # whatever the index holds now: that may be few, and more may come
         self._changed = 0
         return self.value
 

@@ -93,7 +93,10 @@ class CpuEngine(Engine):
         return torch.from_numpy(products), torch.from_numpy(labels)
 
     def compare(self, vectors: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Compare the queries with every vector, ``[n, E]``, where it lies. Returns products and places."""
+        """Compare the queries with every vector, ``[n, E]``. Returns products and places.
+
+        On the CPU that is where the vectors lie; of vectors on a GPU all are copied.
+        """
         products, places = self._call(
             faiss.knn, queries.cpu().numpy(), vectors.cpu().numpy(), count, faiss.METRIC_INNER_PRODUCT
         )

@@ -1,4 +1,7 @@
-"""Comparison with every vector by faiss, where the chunk table keeps them: nothing is built and nothing is copied."""
+"""Comparison with every vector by faiss on the CPU: nothing is built, and of a table that is there nothing is copied.
+
+Of one on a GPU (``payload_device="cuda"`` with ``device="cpu"``) every search copies all vectors to the CPU.
+"""
 
 from __future__ import annotations
 

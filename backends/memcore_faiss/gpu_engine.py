@@ -14,6 +14,7 @@ import faiss
 import faiss.contrib.torch_utils  # lets indexes take and return torch tensors
 import torch
 
+from memcore_faiss.destruction import destroyed_within
 from memcore_faiss.engine import Engine
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Shared:
     Attributes:
         resources: a ``StandardGpuResources``, which one thread at a time may use.
         temp_memory: bytes of GPU memory it takes for intermediate results.
-        lock: held in every call.
+        lock: held in every call, and while an index is destroyed, which gives memory back to the resources.
     """
 
     resources: Any
@@ -86,7 +87,7 @@ class GpuEngine(Engine):
         # Tables of more than 48 bytes per vector do not fit otherwise, and these products are computed again anyway.
         options.useFloat16 = isinstance(index, _faiss.IndexIVFPQ)
         with self._alone():
-            return _faiss.index_cpu_to_gpu(self.shared.resources, self.device.index, index, options)
+            return self._owned(_faiss.index_cpu_to_gpu(self.shared.resources, self.device.index, index, options))
 
     def copy(self, index: Any) -> Any:
         """Return a copy of an index, by way of the CPU, as faiss knows no other."""
@@ -121,9 +122,15 @@ class GpuEngine(Engine):
         config = _faiss.GpuIndexCagraConfig()
         config.device = self.device.index
         with self._alone():
-            graph = _faiss.GpuIndexCagra(self.shared.resources, vectors.shape[1], _faiss.METRIC_INNER_PRODUCT, config)
+            graph = self._owned(
+                _faiss.GpuIndexCagra(self.shared.resources, vectors.shape[1], _faiss.METRIC_INNER_PRODUCT, config)
+            )
             graph.train(vectors)
         return graph
+
+    def _owned(self, index: Any) -> Any:
+        """Return an index on the GPU that is destroyed with other threads kept out."""
+        return destroyed_within(self._alone, index)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

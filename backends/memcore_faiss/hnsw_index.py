@@ -47,7 +47,7 @@ class HnswIndex(PositionalIndex):
 
     @property
     def ef(self) -> int | None:
-        """Neighbours considered in a search; None before the first one."""
+        """Neighbours considered in a search, where there are so many; None before the first one."""
         return self._ef.value
 
     def sample_size(self, count: int) -> int:
@@ -84,7 +84,7 @@ class HnswIndex(PositionalIndex):
 
     def find_places(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Search the graph, vectors under tombstones included."""
-        self._index.hnsw.efSearch = max(self._ef.value or _LEAST, count)
+        self._index.hnsw.efSearch = max(min(self._ef.value or _LEAST, int(self._index.ntotal)), count)
         return super().find_places(queries, count)
 
     def copy(self) -> Self:

@@ -16,7 +16,7 @@ from memcore.errors import BackendError, ConfigError
 _WHEELS: Final = ("faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11", "faiss-gpu", "faiss-cpu")
 """All of them install the one package ``faiss``."""
 
-_DEVICE: Final = re.compile(r"cpu|cuda(?::(\d+))?")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @attrs.frozen(kw_only=True)
@@ -58,6 +58,12 @@ def installation() -> Installation:
     )
 
 
+def check_device(device: str) -> None:
+    """Raise ConfigError unless this is a device that can be asked for, whether it is there or not."""
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+
+
 def resolve_device(device: str, found: Installation) -> int | None:
     """Return the number of the GPU to search on, None for the CPU.
 
@@ -70,12 +76,10 @@ def resolve_device(device: str, found: Installation) -> int | None:
         ConfigError: it is none of these.
         BackendError: faiss or torch cannot use the GPU asked for.
     """
+    check_device(device)
     usable = found.gpus > 0 and torch.cuda.is_available()
     if device == "auto":
         return torch.cuda.current_device() if usable else None
-    match = _DEVICE.fullmatch(device)
-    if not match:
-        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
     if device == "cpu":
         return None
     if not found.has_gpu:
@@ -88,7 +92,8 @@ def resolve_device(device: str, found: Installation) -> int | None:
             f"device {device!r} cannot be used: faiss sees {found.gpus} GPUs and torch "
             f"{torch.cuda.device_count()} ({found}); use device 'cpu' or 'auto'"
         )
-    number = torch.cuda.current_device() if match[1] is None else int(match[1])
+    _, _, named = device.partition(":")
+    number = int(named) if named else torch.cuda.current_device()
     if number >= min(found.gpus, torch.cuda.device_count()):
         raise BackendError(f"there is no device {device!r}: faiss sees {found.gpus} GPUs, numbered from 0")
     return number

@@ -103,7 +103,7 @@ class IvfIndex(VectorIndex):
 
     @property
     def probes(self) -> int | None:
-        """Lists that a search looks at; None before the first one since training."""
+        """Lists that a search looks at, where there are so many; None before the first one since training."""
         return self._probes.value
 
     def sample_size(self, count: int) -> int:
@@ -193,10 +193,12 @@ class IvfIndex(VectorIndex):
             index.pq.cp.max_points_per_centroid = _PER_CODE
         else:
             index = faiss.IndexIVFFlat(quantizer, size, lists, faiss.METRIC_INNER_PRODUCT)
+        index = self._engine.place(index)
+        # Not before: an index on a GPU has parameters of its own.
         index.cp.seed = self._settings.seed
         # faiss writes a warning to the terminal below 39. Recall is seen to when the probes are chosen.
         index.cp.min_points_per_centroid = 1
-        return self._engine.place(index)
+        return index
 
     def _choose_probes(self, queries: Tensor) -> None:
         lists = min(int(self._index.nlist), self._engine.most_found)
@@ -205,4 +207,4 @@ class IvfIndex(VectorIndex):
             self._index.nprobe = probes
             return self._engine.search(self._index, some, count)[0]
 
-        self._index.nprobe = self._probes.choose(search, partial(search, lists), queries, lists)
+        self._index.nprobe = min(lists, self._probes.choose(search, partial(search, lists), queries, lists))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import attrs
-from attrs.validators import and_, ge, gt, in_, instance_of, le, lt, optional
+from attrs.validators import gt, in_, instance_of, lt, optional
 
 from memcore.compression import Compression
+from memcore.options import whole
 
 IndexName = Literal["flat", "ivf", "ivfpq", "hnsw", "cagra"]
-
-
-def _whole(at_least: int, at_most: int) -> Any:
-    return and_(instance_of(int), ge(at_least), le(at_most))
 
 
 @attrs.frozen(kw_only=True)
@@ -54,15 +51,15 @@ class FaissOptions:
     payload_device: str = attrs.field(default="cpu", validator=instance_of(str))
     compression: Compression = attrs.field(default="none", validator=in_(get_args(Compression)))
     pin_memory: bool | None = attrs.field(default=None, validator=optional(instance_of(bool)))
-    nlist: int | None = attrs.field(default=None, validator=optional(_whole(1, 2**20)))
-    nprobe: int | None = attrs.field(default=None, validator=optional(_whole(1, 2**20)))
+    nlist: int | None = attrs.field(default=None, validator=optional(whole(1, 2**20)))
+    nprobe: int | None = attrs.field(default=None, validator=optional(whole(1, 2**20)))
     recall: float = attrs.field(default=0.98, validator=[instance_of(float), gt(0.0), lt(1.0)])
-    train_size: int | None = attrs.field(default=None, validator=optional(_whole(1, 2**31 - 1)))
-    pq_m: int | None = attrs.field(default=None, validator=optional(_whole(1, 2**16)))
-    M: int = attrs.field(default=16, validator=_whole(2, 128))
-    ef_construction: int = attrs.field(default=200, validator=_whole(1, 100_000))
-    ef: int | None = attrs.field(default=None, validator=optional(_whole(1, 100_000)))
-    seed: int = attrs.field(default=0, validator=_whole(0, 2**31 - 1))
-    threads: int = attrs.field(default=1, validator=_whole(1, 1024))
-    temp_memory: int = attrs.field(default=256 << 20, validator=_whole(0, 2**40))
-    exact_below: int = attrs.field(default=4096, validator=_whole(0, 2**31 - 1))
+    train_size: int | None = attrs.field(default=None, validator=optional(whole(1, 2**31 - 1)))
+    pq_m: int | None = attrs.field(default=None, validator=optional(whole(1, 2**16)))
+    M: int = attrs.field(default=16, validator=whole(2, 128))
+    ef_construction: int = attrs.field(default=200, validator=whole(1, 100_000))
+    ef: int | None = attrs.field(default=None, validator=optional(whole(1, 100_000)))
+    seed: int = attrs.field(default=0, validator=whole(0, 2**31 - 1))
+    threads: int = attrs.field(default=1, validator=whole(1, 1024))
+    temp_memory: int = attrs.field(default=256 << 20, validator=whole(0, 2**40))
+    exact_below: int = attrs.field(default=4096, validator=whole(0, 2**31 - 1))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import attrs
-from attrs.validators import and_, ge, in_, instance_of, le, optional
+from attrs.validators import in_, instance_of, optional
 
 from memcore.compression import Compression
-
-
-def _whole(at_least: int, at_most: int) -> Any:
-    return and_(instance_of(int), ge(at_least), le(at_most))
+from memcore.options import whole
 
 
 @attrs.frozen(kw_only=True)
@@ -34,12 +31,12 @@ class HnswlibOptions:
         path: a folder to load from on opening, if there is something, and to save to on closing; None keeps nothing.
     """
 
-    M: int = attrs.field(default=16, validator=_whole(2, 128))
-    ef_construction: int = attrs.field(default=200, validator=_whole(1, 100_000))
-    ef: int = attrs.field(default=256, validator=_whole(1, 100_000))
-    seed: int = attrs.field(default=0, validator=_whole(0, 2**31 - 1))
-    threads: int = attrs.field(default=1, validator=_whole(1, 1024))
-    exact_below: int = attrs.field(default=4096, validator=_whole(0, 2**31 - 1))
+    M: int = attrs.field(default=16, validator=whole(2, 128))
+    ef_construction: int = attrs.field(default=200, validator=whole(1, 100_000))
+    ef: int = attrs.field(default=256, validator=whole(1, 100_000))
+    seed: int = attrs.field(default=0, validator=whole(0, 2**31 - 1))
+    threads: int = attrs.field(default=1, validator=whole(1, 1024))
+    exact_below: int = attrs.field(default=4096, validator=whole(0, 2**31 - 1))
     compression: Compression = attrs.field(default="none", validator=in_(get_args(Compression)))
     pin_memory: bool | None = attrs.field(default=None, validator=optional(instance_of(bool)))
     path: Path | None = attrs.field(default=None, validator=optional(instance_of(Path)))

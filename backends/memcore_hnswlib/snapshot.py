@@ -24,6 +24,7 @@ from memcore.chunk_table import ChunkTable
 from memcore.errors import BackendError, ConfigError, CorruptedError
 from memcore.files import parse_json, sync
 from memcore.options import describe
+from memcore.uninterrupted import uninterrupted
 from memcore_hnswlib.graph import HnswlibVectors
 from memcore_hnswlib.graph_file import check_graph
 
@@ -39,6 +40,9 @@ MANIFEST: Final = "manifest.json"
 _FORMAT: Final = {"format": "memcore-hnswlib", "version": 1}
 _CENTRE: Final = "graph_centre"
 _FACTS: Final = ("starts", "lengths", "token_ids")
+_KEPT: Final = {"ids", "embeddings", *_FACTS, _CENTRE}
+"""Tensors that are kept as they are loaded; the others, of keys and values, are copied to where a table has them."""
+
 _LARGEST: Final = 1 << 62
 _BUILT_BY: Final = ("M", "ef_construction", "seed")
 
@@ -51,11 +55,11 @@ def write(folder: Path, contents: Mapping[str, tuple[ChunkTable, ApproximateInde
     Raises:
         BackendError: the folder cannot be written to; what was saved there is as it was.
     """
-    files = None
+    unfinished = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         last = max((int(old.name) for old in folder.iterdir() if old.name.isdecimal()), default=0)
-        files = folder / str(last + 1)
+        files = unfinished = folder / str(last + 1)
         files.mkdir()
         namespaces = [
             _write_namespace(files, number, name, *held) for number, (name, held) in enumerate(contents.items())
@@ -71,10 +75,12 @@ def write(folder: Path, contents: Mapping[str, tuple[ChunkTable, ApproximateInde
         new.write_text(json.dumps(manifest, indent=1) + "\n")
         for written in (*files.iterdir(), files):
             sync(written)
-        new.replace(folder / MANIFEST)
+        with uninterrupted:
+            new.replace(folder / MANIFEST)
+            unfinished = None  # the manifest names it now, so it must not be removed
     except BaseException as error:
-        if files is not None:
-            shutil.rmtree(files, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):
             raise BackendError(f"cannot save to {folder}: {error}; what was saved there is as it was") from error
         raise
@@ -167,6 +173,9 @@ def _read_namespace(
     files: Path, record: dict[str, Any], options: HnswlibOptions, same_graph: bool
 ) -> tuple[ChunkTable, ApproximateIndex]:
     tensors = load_file(_intact(files, record["chunks"]))
+    for name in _KEPT & tensors.keys():
+        # They are the file itself, mapped, which another process may change, and Windows cannot remove.
+        tensors[name] = tensors[name].clone()
     centre = tensors.pop(_CENTRE, None)
     dtype = getattr(torch, _text(record["dtype"]), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -196,7 +196,10 @@ class LmdbBackend(PersistentBackend):
             if found is None:
                 self.drop(target)
             else:
-                self._catalogue.put(copy_namespace(self._environment, found, target))
+                copied, replaced = copy_namespace(self._environment, found, target)
+                if replaced is not None:
+                    self._forget(replaced)
+                self._catalogue.put(copied)
 
     def flush(self) -> None:
         """Commit everything so far, in one transaction.
@@ -209,8 +212,7 @@ class LmdbBackend(PersistentBackend):
                 return
             committed = self._environment.write(self._overlay.write, self._overlay.nbytes)
             for number in self._overlay.dropped:
-                self._checks.forget(number)
-                self._held.forget(number)
+                self._forget(number)
             self._overlay = Overlay()
             self._arena.reset()
             for namespace in committed:
@@ -237,9 +239,12 @@ class LmdbBackend(PersistentBackend):
 
     def drop_record(self, name: str) -> None:
         """Remove a record; do nothing if there is none."""
-        with self._using(to_write=True):
-            if self.read_record(name) is not None:
-                self._overlay.records[name] = None
+        with self._using(to_write=True), self._environment.read() as txn:
+            records = self._overlay.records
+            # It is not read, so that one that is damaged can be dropped, too.
+            there = records[name] is not None if name in records else txn.get(name_key(RECORD, name)) is not None
+            if there:
+                records[name] = None
 
     def record_names(self) -> list[str]:
         """Return the names of all records, sorted."""
@@ -323,6 +328,11 @@ class LmdbBackend(PersistentBackend):
             state = state.editable()
             self._overlay.namespaces[namespace] = state
         return state
+
+    def _forget(self, number: int) -> None:
+        """Let go of what is remembered of the namespace that had this number, which no other will have."""
+        self._checks.forget(number)
+        self._held.forget(number)
 
     def _make_room(self, size: int) -> bool:
         """Commit if so many bytes more would be too many to hold; return whether it did."""

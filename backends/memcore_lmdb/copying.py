@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from memcore_lmdb.blocks import Block, read_blocks
+from memcore_lmdb.blocks import read_blocks
 from memcore_lmdb.environment import Environment
 from memcore_lmdb.format import (
     BLOCK,
@@ -30,7 +30,7 @@ _STEP: Final = 32 << 20
 """Bytes copied in one transaction, or one value if that is larger."""
 
 
-def copy_namespace(environment: Environment, source: Namespace, target: str) -> Namespace:
+def copy_namespace(environment: Environment, source: Namespace, target: str) -> tuple[Namespace, int | None]:
     """Copy a committed namespace under another name, ids and checksums included, in place of what has that name.
 
     The target is there all at once, with the last transaction. Until then its number is marked as unfinished.
@@ -41,7 +41,7 @@ def copy_namespace(environment: Environment, source: Namespace, target: str) -> 
         target: another name.
 
     Returns:
-        The target, as committed.
+        The target, as committed, and the number of what it took the place of; None if there was nothing.
 
     Raises:
         BackendError: there is no room; nothing has changed.
@@ -52,25 +52,26 @@ def copy_namespace(environment: Environment, source: Namespace, target: str) -> 
         numbers[:] = [take_number(txn)]
         txn.put(number_key(UNFINISHED, numbers[0]), seal(b""))
 
-    def publish(txn: Any) -> NamespaceRecord:
-        replaced = txn.get(name_key(NAMESPACE, target))
+    def publish(txn: Any) -> tuple[NamespaceRecord, int | None]:
+        before = txn.get(name_key(NAMESPACE, target))
+        replaced = None if before is None else NamespaceRecord.unpack(before).number
         if replaced is not None:
-            delete_contents(txn, NamespaceRecord.unpack(replaced).number)
+            delete_contents(txn, replaced)
         record = attrs.evolve(source.record, name=target, number=numbers[0])
         txn.put(name_key(NAMESPACE, target), record.pack())
         txn.delete(number_key(UNFINISHED, numbers[0]))
-        return record
+        return record, replaced
 
     environment.write(begin, 0)
     try:
         for keys, size in _steps(source):
             environment.write(functools.partial(_copy_values, keys=keys, number=numbers[0]), size)
-        record = environment.write(publish, 0)
+        record, replaced = environment.write(publish, 0)
     except BaseException:
         environment.write(_delete_unfinished, 0)
         raise
     with environment.read() as txn:
-        return Namespace(record, read_blocks(txn, record.number, f"namespace {target!r}"))
+        return Namespace(record, read_blocks(txn, record.number, f"namespace {target!r}")), replaced
 
 
 def clear_unfinished(environment: Environment) -> None:
@@ -85,7 +86,7 @@ def _steps(source: Namespace) -> Iterator[tuple[list[bytes], int]]:
     """Yield the keys to copy, in groups, each with the bytes of its values."""
     keys: list[bytes] = []
     size = 0
-    for key, nbytes in _keys(source.record.number, source.stored, source):
+    for key, nbytes in _keys(source):
         if keys and size + nbytes > _STEP:
             yield keys, size
             keys, size = [], 0
@@ -94,11 +95,12 @@ def _steps(source: Namespace) -> Iterator[tuple[list[bytes], int]]:
     yield keys, size
 
 
-def _keys(number: int, blocks: Sequence[Block], source: Namespace) -> Iterator[tuple[bytes, int]]:
-    vectors = source.layout.nbytes(1, 0)
-    for block in blocks:
+def _keys(source: Namespace) -> Iterator[tuple[bytes, int]]:
+    """Yield the key of each value, and about how many bytes that has."""
+    number = source.record.number
+    for block in source.stored:
         yield id_key(BLOCK, number, block.first), block.entries.nbytes
-        yield id_key(VECTORS, number, block.first), block.rows * vectors
+        yield id_key(VECTORS, number, block.first), block.rows * source.record.shape.vector_bytes
         for id, _, length, _ in block.entries.tolist():
             yield id_key(PAYLOAD, number, id), source.layout.size(length)
 

@@ -320,9 +320,10 @@ class Environment:
             with contextlib.suppress(lmdb.MapFullError):  # what is free inside may do
                 self._grow(needed)
         # LMDB does not write pages that a transaction has freed again, and a file that ends before them looks as if it
-        # were cut short.
-        if file_size(self._file) < needed:
-            os.truncate(self._file, needed)
+        # were cut short. None of them lies beyond the map, nor may the file.
+        most = min(needed, self._opened().info()["map_size"])
+        if file_size(self._file) < most:
+            os.truncate(self._file, most)
 
     def _grow(self, needed: int) -> None:
         """Double the map until it has the bytes needed."""

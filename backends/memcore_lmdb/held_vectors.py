@@ -90,7 +90,8 @@ class HeldVectors:
         at = sum(map(len, namespace.blocks[:known]))
         with torch.inference_mode(False):
             if held is None or count > len(held.room):
-                rows = count if held is None else count + count // 4
+                # Room to grow, where the limit leaves any.
+                rows = count if held is None else min(count + count // 4, self._limit // shape.vector_bytes)
                 if not self._make_room(number, rows * shape.vector_bytes):
                     self.forget(number)
                     return None

@@ -42,7 +42,9 @@ def open_file(file: Path, writing: Writing | None, *, create: bool) -> lmdb.Envi
     if hasattr(lmdb.Environment, "lib_version"):
         settings["lib_version"] = 0  # of the format of new files
     if writing is not None:
-        settings.update(sync=writing.sync, metasync=writing.sync, map_size=max(writing.map_size, file_size(file)))
+        wanted = writing.map_size if writing.max_map_size is None else min(writing.map_size, writing.max_map_size)
+        # A file that is larger already, as the limit was another, is opened as large as it is, and does not grow.
+        settings.update(sync=writing.sync, metasync=writing.sync, map_size=max(wanted, file_size(file)))
     else:
         settings.update(map_size=max(SLACK, file_size(file)))
     try:

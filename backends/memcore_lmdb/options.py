@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import attrs
-from attrs.validators import and_, ge, in_, instance_of, optional
+from attrs.validators import ge, in_, instance_of, optional
 
 from memcore.compression import Compression
+from memcore.options import whole
 
 _PAGE = 4096
-
-
-def _whole(at_least: int) -> Any:
-    return and_(instance_of(int), ge(at_least))
 
 
 @attrs.frozen(kw_only=True)
@@ -27,7 +24,8 @@ class LmdbOptions:
         read_only: only show what another instance, in this process or another, has flushed.
         map_size: bytes of address space to begin with, doubled whenever they are full. They cost neither memory nor
             disk space.
-        max_map_size: bytes that the file may never grow beyond; None for any number.
+        max_map_size: bytes that the file may never grow beyond; None for any number. Where it is larger already, it
+            does not grow.
         write_buffer: bytes of chunks and records held in memory before they are committed without a ``flush``.
         hold_vectors: bytes of embeddings held in memory, of namespaces that were searched and whose embeddings are no
             more than that, so that the next search is one product; not with ``verify="always"``. 0 for none.
@@ -42,13 +40,13 @@ class LmdbOptions:
 
     path: Path = attrs.field(validator=instance_of(Path))
     read_only: bool = attrs.field(default=False, validator=instance_of(bool))
-    map_size: int = attrs.field(default=1 << 30, validator=_whole(16 * _PAGE))
-    max_map_size: int | None = attrs.field(default=None, validator=optional(_whole(16 * _PAGE)))
-    write_buffer: int = attrs.field(default=256 << 20, validator=_whole(0))
-    hold_vectors: int = attrs.field(default=64 << 20, validator=_whole(0))
+    map_size: int = attrs.field(default=1 << 30, validator=whole(16 * _PAGE))
+    max_map_size: int | None = attrs.field(default=None, validator=optional(whole(16 * _PAGE)))
+    write_buffer: int = attrs.field(default=256 << 20, validator=whole(0))
+    hold_vectors: int = attrs.field(default=64 << 20, validator=whole(0))
     verify: Literal["first", "always", "never"] = attrs.field(
         default="first", validator=in_(("first", "always", "never"))
     )
     lock_timeout: float = attrs.field(default=0.0, converter=float, validator=ge(0))
     sync: bool = attrs.field(default=True, validator=instance_of(bool))
-    compression: Compression = attrs.field(default="none", validator=in_(("none", "int8")))
+    compression: Compression = attrs.field(default="none", validator=in_(get_args(Compression)))

@@ -7,12 +7,13 @@ the older of the two metas.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from typing import Final
 
 import attrs
+
+from memcore_lmdb.file_offsets import read_at
 
 METAS: Final = 2
 _MAGIC: Final = 0xBEEFC0DE
@@ -95,7 +96,7 @@ def read_metas(file: int, size: int) -> Iterator[Meta]:
     """Yield what the metas of a file say, of those that can be made sense of.
 
     Args:
-        file: open for reading.
+        file: open for reading; it is moved about in.
         size: its bytes.
     """
     # How large pages are is said by each of them, and where the second lies depends on it.
@@ -104,7 +105,7 @@ def read_metas(file: int, size: int) -> Iterator[Meta]:
     while places:
         at = places.pop(0)
         first = at == 0
-        raw = os.pread(file, 256, at)
+        raw = read_at(file, 256, at)
         if len(raw) < _META.size + 2 * _TREE.size + _AFTER_TREES.size:
             continue
         magic, version, map_bytes = _META.unpack_from(raw)

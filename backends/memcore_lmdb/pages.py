@@ -17,6 +17,7 @@ from typing import Final, Self
 import attrs
 
 from memcore.errors import CorruptedError
+from memcore_lmdb.file_offsets import read_at
 from memcore_lmdb.page_format import (
     BRANCH,
     HEADER,
@@ -58,7 +59,7 @@ class _Span:
 
 
 class Snapshot:
-    """A file as one transaction has left it. Close it, or use it as a context.
+    """A file as one transaction has left it. Close it, or use it as a context, in one thread.
 
     Attributes:
         meta: of the transaction.
@@ -152,14 +153,14 @@ class Snapshot:
 
     def value(self, place: Place) -> bytes:
         """Return the bytes of a value, fewer if the file ends before."""
-        return os.pread(self._file, place.size, place.at)
+        return read_at(self._file, place.size, place.at)
 
     def problem(self, place: Place) -> str:
         """Return what is wrong with the page before a value that has pages of its own, or nothing."""
         if not place.pages:
             return ""
         number = place.at // self.meta.page_size
-        raw = os.pread(self._file, OVERFLOW_HEADER.size, number * self.meta.page_size)
+        raw = read_at(self._file, OVERFLOW_HEADER.size, number * self.meta.page_size)
         if len(raw) < OVERFLOW_HEADER.size:
             return f"page {number} is missing"
         own, _, flags, pages = OVERFLOW_HEADER.unpack(raw)
@@ -181,7 +182,7 @@ class Snapshot:
 
     def _page(self, number: int) -> bytes:
         size = self.meta.page_size
-        return os.pread(self._file, size, number * size)
+        return read_at(self._file, size, number * size)
 
     def _say(self, number: int, problem: str) -> None:
         self.problems.append(f"page {number} {problem}")

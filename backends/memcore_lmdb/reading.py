@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
+from memcore.backend_checks import check_ids
 from memcore.chunk import ChunkBatch
 from memcore_lmdb.blocks import CHECKSUM, ROW, check_vectors
 from memcore_lmdb.checks import Checks
@@ -21,7 +22,7 @@ def read_chunks(txn: Any, namespace: Namespace, ids: Tensor, checks: Checks) -> 
     Args:
         txn: to read from.
         namespace: as it is in this transaction.
-        ids: ``[N]`` int64.
+        ids: ``[N]`` int64, on any device.
         checks: which checksums to compare.
 
     Raises:
@@ -29,6 +30,7 @@ def read_chunks(txn: Any, namespace: Namespace, ids: Tensor, checks: Checks) -> 
         UnknownChunkError: an id is not stored.
         CorruptedError: a chunk is damaged.
     """
+    ids = check_ids(ids)  # and so on the CPU, where the rows are
     rows = namespace.rows(ids)
     wanted: list[int] = ids.tolist()
     # Staged chunks came after all others.

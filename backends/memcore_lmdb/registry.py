@@ -24,17 +24,21 @@ class _ForkGuard:
     def before(self) -> None:
         while True:
             with registering:
-                self._held = list(environments.values())
-            for environment in self._held:
+                found = list(environments.values())
+            for environment in found:
                 environment.lock.acquire()
             registering.acquire()
-            if self._held == list(environments.values()):
+            if found == list(environments.values()):
+                self._held = found  # only now, as another thread may be about to fork as well
                 return
-            self.in_parent()  # one came or went meanwhile
+            registering.release()  # one came or went meanwhile
+            for environment in found:
+                environment.lock.release()
 
     def in_parent(self) -> None:
+        held = self._held  # which whoever forks next changes as soon as it can
         registering.release()
-        for environment in self._held:
+        for environment in held:
             environment.lock.release()
 
     def in_child(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from memcore_lmdb.file_offsets import write_at
 from memcore_lmdb.page_format import BRANCH, HEADER, LEAF, METAS
 from memcore_lmdb.pages import Snapshot
 
@@ -41,4 +41,4 @@ def wipe_gaps(path: Path, file: int) -> None:
     for begin, end in gaps:
         end = min(end, end_of_file)
         if begin < end:
-            os.pwrite(file, bytes(end - begin), begin)
+            write_at(file, bytes(end - begin), begin)

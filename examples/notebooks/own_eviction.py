@@ -54,9 +54,9 @@ class Plugin:
         return [memcore.Component(name="keep-beginning", summary="the beginning stays", load=lambda: KeepBeginning)]
 
     @memcore.hookimpl
-    def memcore_evict(self, namespace: str, usage: memcore.ChunkUsage, capacity: int) -> torch.Tensor | None:
+    def memcore_evict(self, session: str | None, usage: memcore.ChunkUsage, capacity: int) -> torch.Tensor | None:
         """Drop the oldest chunks of notes."""
-        return usage.ids[: len(usage) - capacity] if "notes" in namespace else None
+        return usage.ids[: len(usage) - capacity] if session == "notes" else None
 
 
 registry().register(Plugin(), "keep-beginning")

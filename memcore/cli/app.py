@@ -115,17 +115,17 @@ def main(
 ) -> None:
     """Long-term memory for Hugging Face decoder models."""
     if not debug:
-        # Progress is shown by the commands themselves.
+        # Progress is shown by the commands themselves, or by the hub where they let it.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         context.with_resource(warnings_in_a_line())
     for stream in (sys.stdout, sys.stderr):
         # Windows writes to pipes in an encoding that lacks most characters; a model may say any.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if verbose and quiet:
-        raise typer.BadParameter("--verbose and --quiet contradict each other")
+    if verbose:
+        verbosity.choose(context, "verbose")
     if quiet:
+        verbosity.choose(context, "quiet")
         verbosity.hide_notes(context)
     level = logs.Level.INFO if verbose else logs.Level.ERROR if quiet else log_level
     context.with_resource(logs.shown_log(level, as_json=log_json))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from memcore.cli.output import JsonOption, console, errors, notes, print_json, quiet_transformers, reading_progress
+from memcore.cli.output import JsonOption, console, errors, loading, notes, print_json, reading_progress
 from memcore.cli.passages import as_values, show_passages
 from memcore.cli.settings import (
     BackendOption,
@@ -24,7 +24,7 @@ from memcore.cli.settings import (
     memory_config,
 )
 from memcore.errors import UnsupportedInputError
-from memcore.files import ENCODING, not_utf8
+from memcore.files import ENCODING, not_empty, not_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,45 +76,47 @@ def ask(
     if session:
         check_on_disk(memory.backend)
     text = "" if file is None else _text(file)
-    with notes.status("Loading the model ..."):
-        from memcore.adapter import wrap
+    with loading(model):
+        from memcore.adapter import unwrap, wrap
         from memcore.reader import load_model
 
-        quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory, tokenizer=tokenizer)
-    answer_to, reported = (
-        _from_session(loaded, tokenizer, session)
-        if session
-        else _from_text(loaded, tokenizer, text, "" if file is None else Path(_name(file)).name)
-    )
-    exchanges: list[Exchange] = []
-    answers: list[dict[str, Any]] = []
-    for asked in question:
-        explained = explain and not as_json
-        with loaded.memory.trace() if explained else nullcontext() as trace:  # type: ignore[operator, union-attr]
-            if html is None and not (explain and as_json):
-                answer = answer_to(asked, max_new_tokens=max_new_tokens)
-            else:
-                answer, exchange = _watched(loaded, tokenizer, answer_to, asked, max_new_tokens)
-                exchanges.append(exchange)
+    try:
+        answer_to, reported = (
+            _from_session(loaded, tokenizer, session)
+            if session
+            else _from_text(loaded, tokenizer, text, "" if file is None else Path(_name(file)).name)
+        )
+        exchanges: list[Exchange] = []
+        answers: list[dict[str, Any]] = []
+        for asked in question:
+            explained = explain and not as_json
+            with loaded.memory.trace() if explained else nullcontext() as trace:  # type: ignore[operator, union-attr]
+                if html is None and not (explain and as_json):
+                    answer = answer_to(asked, max_new_tokens=max_new_tokens)
+                else:
+                    answer, exchange = _watched(loaded, tokenizer, answer_to, asked, max_new_tokens)
+                    exchanges.append(exchange)
+            if as_json:
+                answers.append(_values(asked, answer, tokenizer, exchanges[-1] if explain else None))
+                continue
+            if len(question) > 1:
+                console.print(asked, style="bold")
+            console.print(answer.text.strip(), soft_wrap=True)
+            if passages:
+                show_passages(answer.passages, tokenizer)
+            if trace is not None:
+                console.print(trace.explain(tokenizer), style="dim", soft_wrap=True)
         if as_json:
-            answers.append(_values(asked, answer, tokenizer, exchanges[-1] if explain else None))
-            continue
-        if len(question) > 1:
-            console.print(asked, style="bold")
-        console.print(answer.text.strip(), soft_wrap=True)
-        if passages:
-            show_passages(answer.passages, tokenizer)
-        if trace is not None:
-            console.print(trace.explain(tokenizer), style="dim", soft_wrap=True)
-    if as_json:
-        print_json({"model": model, "session": session or None, "answers": answers})
-    if html is not None:
-        from memcore.serving.report import write_report
+            print_json({"model": model, "session": session or None, "answers": answers})
+        if html is not None:
+            from memcore.serving.report import write_report
 
-        write_report(html, [reported(exchanges)], model=model, memory=path)
-        notes.print(f"the report is in {html}", style="dim", soft_wrap=True)
+            write_report(html, [reported(exchanges)], model=model, memory=path)
+            notes.print(f"the report is in {html}", style="dim", soft_wrap=True)
+    finally:
+        unwrap(loaded)
 
 
 def _values(
@@ -156,9 +158,7 @@ def _text(file: typer.FileText) -> str:
         text = file.read()
     except UnicodeDecodeError as error:
         raise UnsupportedInputError(f"cannot read {not_utf8(_name(file), error)}") from error
-    if not text.strip():
-        raise UnsupportedInputError(f"{_name(file)} has no text in it")
-    return text
+    return not_empty(text, _name(file))
 
 
 def _from_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> _Asked:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcore.cli.failures import Interrupted
-from memcore.cli.output import JsonOption, console, errors, notes, print_json, quiet_transformers, reading_progress
+from memcore.cli.output import JsonOption, console, errors, loading, notes, print_json, reading_progress
 from memcore.cli.passages import as_values, show_passages
 from memcore.cli.settings import (
     BackendOption,
@@ -26,8 +26,7 @@ from memcore.cli.settings import (
     check_on_disk,
     memory_config,
 )
-from memcore.errors import UnsupportedInputError
-from memcore.files import read_text
+from memcore.files import not_empty, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,15 +67,14 @@ def chat(
     memory = memory_config(config, settings, path=path, window=window, top_k=top_k, backend=backend)
     if session:
         check_on_disk(memory.backend)
-    texts = [_text(each) for each in file or ()]
-    with notes.status("Loading the model ..."):
+    texts = [not_empty(read_text(each), str(each)).strip() for each in file or ()]
+    with loading(model):
         import torch
 
         from memcore.adapter import unwrap, wrap
         from memcore.chat import Chat
         from memcore.reader import load_model
 
-        quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory, tokenizer=tokenizer)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens}
@@ -196,10 +194,3 @@ def _read(chat: Chat, texts: list[str]) -> None:
                 f"session {chat.session.info.name!r} has read {chat.tokens:,} tokens; "
                 "the same command goes on from there"
             ) from None
-
-
-def _text(file: Path) -> str:
-    text = read_text(file).strip()
-    if not text:
-        raise UnsupportedInputError(f"{file} has no text in it")
-    return text

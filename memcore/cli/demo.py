@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers, reading_progress
+from memcore.cli.output import JsonOption, console, loading, notes, print_json, reading_progress
 from memcore.cli.passages import as_values
 from memcore.cli.settings import BackendOption, ConfigOption, DeviceOption, SetOption, WindowOption, memory_config
 
@@ -41,9 +41,8 @@ def demo(
         from memcore.demo.run import demonstrate
         from memcore.demo.weights import demo_model_path
         from memcore.reader import load_model
-
-        quiet_transformers()
-    with notes.status("Loading the model (the first time it is made from its packages, which takes a minute) ..."):
+    made = "Loading the model (the first time it is made from its packages, which takes a minute) ..."
+    with loading(model) if model else loading("", made):
         loaded, tokenizer = load_model(model or str(demo_model_path()), device=device)
     with reading_progress() as start:
         result = demonstrate(

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import typer
 
+from memcore.cli.failures import FAILED
 from memcore.cli.output import JsonOption, console, print_json
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "attrs",
-    "cattrs",
-    "pluggy",
-    "numpy",
-    "faiss-cpu",
-    "faiss-gpu",
-    "hnswlib",
-    "lmdb",
-    "starlette",
-    "uvicorn",
-)
+_DISTRIBUTION: Final = "memcore-llm"
+_BROUGHT: Final = ("huggingface-hub", "numpy", "tokenizers")  # by those that it requires
+_FOR_DEVELOPMENT: Final = ("dev", "docs")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -54,7 +43,7 @@ def doctor(as_json: JsonOption = False) -> None:
             console.print(table)
             console.print()
     if broken:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _system() -> dict[str, str]:
@@ -78,12 +67,25 @@ def _versions() -> dict[str, str]:
     import memcore
 
     versions = {"memcore": memcore.__version__}
-    for package in _PACKAGES:
+    for package in _packages():
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def _packages() -> list[str]:
+    """Return the names of what memcore can use, with every extra but those for its development."""
+    from importlib import metadata
+
+    names = list(_BROUGHT)
+    for requirement in metadata.requires(_DISTRIBUTION) or ():
+        extra = re.search(r"extra *== *.([\w-]+)", requirement)
+        name = re.match(r"[\w.-]+", requirement)
+        if name is not None and name[0] != _DISTRIBUTION and not (extra and extra[1] in _FOR_DEVELOPMENT):
+            names.append(name[0])
+    return sorted(set(names))
 
 
 def _devices() -> dict[str, str]:

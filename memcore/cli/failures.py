@@ -10,11 +10,10 @@ from memcore.errors import MemcoreError
 FAILED: Final = 1
 """Exit code of a command that could not do what it was asked, or found something damaged."""
 
-MISUSED: Final = 2
-"""Exit code of a command line that is none: an unknown option, a missing argument, a number out of range."""
-
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the number of the signal."""
+
+_SMALLER: Final = "--dtype bfloat16, a smaller --window or a smaller model take less, and --device cpu has more"
 
 
 class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
@@ -29,12 +28,16 @@ def told(error: BaseException) -> str | None:
         return None
     if isinstance(error, OSError):
         return str(error)
+    return out_of_memory(error, _SMALLER)
+
+
+def out_of_memory(error: BaseException, cure: str) -> str | None:
+    """Return what a user is told if that was the error, with what takes less; None if it was another."""
     # torch has one of its own, and is not imported for the sake of a name.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        first = str(error).partition("\n")[0]
-        cure = "--dtype bfloat16, a smaller --window or a smaller model take less, and --device cpu has more"
-        return f"there is not enough memory{f': {first}' if first else ''}; {cure}"
-    return None
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        return None
+    first = str(error).partition("\n")[0]
+    return f"there is not enough memory{f': {first}' if first else ''}; {cure}"
 
 
 def show(kind: str, message: str, *, as_json: bool, style: str = "bold red", label: str = "error: ") -> None:

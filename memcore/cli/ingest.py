@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from memcore.cli.failures import Interrupted
-from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers, reading_progress
+from memcore.cli.output import JsonOption, console, loading, print_json, reading_progress
 from memcore.cli.settings import (
     BackendOption,
     ConfigOption,
@@ -22,8 +21,7 @@ from memcore.cli.settings import (
     check_on_disk,
     memory_config,
 )
-from memcore.errors import UnsupportedInputError
-from memcore.files import read_text
+from memcore.files import not_empty, read_text
 
 
 def ingest(
@@ -47,14 +45,14 @@ def ingest(
     """
     memory = memory_config(config, settings, path=path, backend=backend, window=window, top_k=top_k)
     check_on_disk(memory.backend)
-    text = _joined(file)
-    with notes.status("Loading the model ..."):
+    # As one text, so that reading it can be interrupted and gone on with anywhere.
+    text = "\n\n".join(not_empty(read_text(each), str(each)).rstrip() for each in file)
+    with loading(model):
         from memcore.adapter import unwrap, wrap
         from memcore.options import unstructure
         from memcore.reader import load_model
         from memcore.session import Session
 
-        quiet_transformers()
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory, tokenizer=tokenizer)
     try:
@@ -73,13 +71,3 @@ def ingest(
         print_json(unstructure(opened.info))
     else:
         console.print(f"session {session!r} has read {opened.tokens:,} tokens, {opened.tokens - before:,} of them now")
-
-
-def _joined(files: Iterable[Path]) -> str:
-    """Return the texts as one, so that reading them can be interrupted and gone on with anywhere."""
-    texts = []
-    for file in files:
-        texts.append(read_text(file).rstrip())
-        if not texts[-1]:
-            raise UnsupportedInputError(f"{file} has no text in it")
-    return "\n\n".join(texts)

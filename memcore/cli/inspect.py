@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,7 @@ import typer
 
 from memcore.cli.memory import Backend, Folder, opened
 from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers
-from memcore.cli.serve import HostOption, NamesOption, PortOption, TokenOption, check_access, listen
+from memcore.cli.serve import HostOption, NamesOption, PortOption, TokenOption, claimed, listen
 
 if TYPE_CHECKING:
     from memcore.session_contents import SessionContents
@@ -35,7 +37,20 @@ def inspect(
     of questions and answers.
     """
     if html is None:
-        check_access(host, token)
+        with claimed(host, port, token) as listener, _contents(path, backend, session, tokenizer) as contents:
+            listen(contents, None, listener, path=path, host=host, token=token, names=names or [], as_json=as_json)
+        return
+    with _contents(path, backend, session, tokenizer) as contents:
+        _write(contents, html, path)
+    if as_json:
+        print_json({"path": path, "written": str(html)})
+    else:
+        console.print(f"written to {html}", soft_wrap=True)
+
+
+@contextmanager
+def _contents(path: str, backend: str, session: str, tokenizer: str) -> Iterator[SessionContents]:
+    """Open a memory, and yield what is in it."""
     with opened(path, backend) as (_, sessions):
         with notes.status("Reading ..."):
             from memcore.serving.tokenizers import Tokenizers
@@ -43,14 +58,7 @@ def inspect(
 
             quiet_transformers()
             contents = SessionContents(sessions, Tokenizers(tokenizer), only=session or None)
-        if html is None:
-            listen(contents, None, path=path, host=host, port=port, token=token, names=names or [], as_json=as_json)
-            return
-        _write(contents, html, path)
-    if as_json:
-        print_json({"path": path, "written": str(html)})
-    else:
-        console.print(f"written to {html}", soft_wrap=True)
+        yield contents
 
 
 def _write(contents: SessionContents, html: Path, path: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcore.cli import completion
+from memcore.cli.failures import FAILED
 from memcore.cli.output import JsonOption, console, notes, print_json, reading_progress
 
 if TYPE_CHECKING:
@@ -23,11 +24,10 @@ Backend = Annotated[
     str,
     typer.Option("--backend", help="The backend that wrote it.", autocompletion=completion.components("backends")),
 ]
-Json = JsonOption
 
 
 @app.command("list")
-def list_sessions(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
+def list_sessions(path: Folder, backend: Backend = "lmdb", as_json: JsonOption = False) -> None:
     """List the sessions in a memory."""
     from rich.table import Table
 
@@ -49,7 +49,7 @@ def list_sessions(path: Folder, backend: Backend = "lmdb", as_json: Json = False
 
 
 @app.command("inspect")
-def inspect(path: Folder, session: Name, backend: Backend = "lmdb", as_json: Json = False) -> None:
+def inspect(path: Folder, session: Name, backend: Backend = "lmdb", as_json: JsonOption = False) -> None:
     """Show what a session holds: its layers, and the chunks that were retrieved most."""
     from rich.table import Table
 
@@ -79,7 +79,7 @@ def inspect(path: Folder, session: Name, backend: Backend = "lmdb", as_json: Jso
 
 
 @app.command("verify")
-def verify(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
+def verify(path: Folder, backend: Backend = "lmdb", as_json: JsonOption = False) -> None:
     """Read everything and compare it with its checksums. Exits with 1 if anything is damaged."""
     from memcore.backend import Damage
     from memcore.errors import BackendError, CorruptedError
@@ -100,7 +100,7 @@ def verify(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> No
     if not as_json:
         console.print(f"{len(damage):,} damaged" if damage else "everything is as it was written")
     if damage:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @app.command("salvage")
@@ -108,7 +108,7 @@ def salvage(
     path: Folder,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A new folder to copy to.")],
     backend: Backend = "lmdb",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy what is sound of a damaged memory to a new folder, and say what is lost. Exits with 1 if anything is."""
     from pathlib import Path
@@ -121,11 +121,11 @@ def salvage(
         lost = f"; {len(damage):,} damaged, see above" if damage else "; nothing was damaged"
         console.print(f"what is sound is in {target}{lost}", soft_wrap=True)
     if damage:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @app.command("compact")
-def compact(path: Folder, backend: Backend = "lmdb", as_json: Json = False) -> None:
+def compact(path: Folder, backend: Backend = "lmdb", as_json: JsonOption = False) -> None:
     """Give space that is no longer used back to the file system."""
     with opened(path, backend, write=True) as (held, _), notes.status("Compacting ..."):
         before = held.disk_bytes()
@@ -143,7 +143,7 @@ def copy(
     session: Name,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Name of the copy.")],
     backend: Backend = "lmdb",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy a session under another name."""
     with opened(path, backend, write=True) as (_, sessions), notes.status("Copying ..."):
@@ -159,7 +159,7 @@ def drop(
     session: Name,
     backend: Backend = "lmdb",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete a session. `memcore memory compact` then makes the file smaller."""
     with opened(path, backend, write=True) as (_, sessions):

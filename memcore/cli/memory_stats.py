@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcore.cli.memory import Backend, Folder, Json, opened
-from memcore.cli.output import console, print_json
+from memcore.cli.memory import Backend, Folder, opened
+from memcore.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,7 +20,7 @@ def stats(
     path: Folder,
     session: Annotated[str | None, typer.Option("--session", help="Name of a session; all if not given.")] = None,
     backend: Backend = "lmdb",
-    as_json: Json = False,
+    as_json: JsonOption = False,
     watch: Annotated[
         float | None, typer.Option("--watch", metavar="SECONDS", min=0.1, help="Look again, until Ctrl-C.")
     ] = None,
@@ -32,10 +32,10 @@ def stats(
     """
     from memcore.memory_statistics import memory_statistics
 
-    with opened(path, backend) as (held, sessions):
+    with opened(path, backend) as (_, sessions):
 
         def look() -> dict[str, Any]:
-            return {"path": path, "backend": backend, **memory_statistics(held, sessions, session)}
+            return {"path": path, "backend": backend, **memory_statistics(sessions, session)}
 
         if watch is not None:
             _watch(look, watch, None if as_json else console)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -21,6 +23,8 @@ console = Console(markup=False, highlight=False, emoji=False)
 errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
 notes = Console(stderr=True, markup=False, highlight=False, emoji=False)
 """Progress, and what is worth knowing beside the result; silent with ``--quiet``."""
+
+_HUB_BARS: Final = "HF_HUB_DISABLE_PROGRESS_BARS"  # the user may have chosen
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, also of an error.")]
@@ -48,10 +52,39 @@ def warnings_in_a_line() -> Iterator[None]:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' own progress bars from getting between ours."""
+    """Keep the progress bars of transformers and of the hub from getting between ours."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@contextmanager
+def loading(model: str, what: str = "Loading the model ...") -> Iterator[None]:
+    """Say that a model is loaded, while that is done.
+
+    On a terminal what has to be downloaded shows the hub's bars, which a spinner would tear to pieces.
+
+    Args:
+        model: hub id or folder; empty for what is not downloaded.
+        what: to say.
+    """
+    hub = notes.is_terminal and not notes.quiet and _HUB_BARS not in os.environ and not Path(model).exists()
+    with notes.status(what):
+        quiet_transformers()
+        if not hub:
+            yield
+            return
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented there
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    notes.print("Loading the model, which is downloaded the first time ...", style="dim")
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        disable_progress_bars()
 
 
 @contextmanager

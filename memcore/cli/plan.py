@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memcore.cli import completion
+from memcore.cli.failures import FAILED
 from memcore.cli.output import JsonOption, console, print_json
 from memcore.cli.settings import (
     BackendOption,
@@ -17,14 +19,13 @@ from memcore.cli.settings import (
     TopKOption,
     memory_config,
 )
+from memcore.errors import ConfigError
 from memcore.planning.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from memcore.config import MemoryConfig
     from memcore.planning.model_shape import ModelShape
     from memcore.planning.plan import Budgets, Plan
-
-_DOES_NOT_FIT = 1
 
 
 def plan(
@@ -44,7 +45,7 @@ def plan(
         str, typer.Option(help="Memory of the GPU, 24GiB or 24GB; none for the CPU. By default this machine's.")
     ] = "",
     ram: Annotated[str, typer.Option(help="Memory of the machine, by default this one's.")] = "",
-    disk: Annotated[str, typer.Option(help="Room on disk, by default what is free here.")] = "",
+    disk: Annotated[str, typer.Option(help="Room on disk, by default what is free where the memory goes.")] = "",
     dtype: DtypeOption = "auto",
     weights: Annotated[str, typer.Option(help="Size of the weights where they are quantised, e.g. 5GiB.")] = "",
     compression: Annotated[
@@ -68,6 +69,8 @@ def plan(
     something does not fit.
 
     Without --backend the memory is in RAM if it fits there, else on disk.
+
+    Without MODEL the known names are listed, with what a memory of one length takes for each.
     """
     from memcore.planning.model_shape import find_config, model_shape
     from memcore.planning.plan import make_plan
@@ -79,9 +82,14 @@ def plan(
         config, given, path=path, window=parse_tokens(window) if window else None, top_k=top_k, backend=backend
     )
     if not model:
-        _known(memory, lengths[0], as_json)
+        of_one: dict[str, object] = {"--gpu": gpu, "--ram": ram, "--disk": disk, "--weights": weights}
+        of_one |= {"--batch": batch > 1, "more than one --tokens": len(tokens) > 1}
+        needless = ", ".join(name for name, value in of_one.items() if value)
+        if needless:
+            raise ConfigError(f"without MODEL the known ones are listed, which has no use for {needless}: name a model")
+        _known(memory, lengths[0], dtype, as_json)
         return
-    budgets = _budgets(gpu, ram, disk)
+    budgets = _budgets(gpu, ram, disk, Path(str(memory.backend_options.get("path", "."))))
     found, source = find_config(model)
     shape = model_shape(found, memory, dtype=dtype)
     if weights:
@@ -93,11 +101,11 @@ def plan(
     else:
         _print(model, source, shape, plans, budgets)
     if not all(each.fits for each in plans):
-        raise typer.Exit(_DOES_NOT_FIT)
+        raise typer.Exit(FAILED)
 
 
-def _budgets(gpu: str, ram: str, disk: str) -> Budgets:
-    """Return what was given, and for the rest what there is."""
+def _budgets(gpu: str, ram: str, disk: str, path: Path) -> Budgets:
+    """Return what was given, and for the rest what there is; on disk, where the path is or will be."""
     import shutil
 
     import psutil
@@ -106,6 +114,7 @@ def _budgets(gpu: str, ram: str, disk: str) -> Budgets:
     from memcore.planning.plan import Budgets
     from memcore.planning.sizes import parse_bytes
 
+    there = next(each for each in (path, *path.parents) if each.exists())
     on_gpu: int | None = None
     if gpu and gpu != "none":
         on_gpu = parse_bytes(gpu)
@@ -114,11 +123,11 @@ def _budgets(gpu: str, ram: str, disk: str) -> Budgets:
     return Budgets(
         gpu=on_gpu,
         ram=parse_bytes(ram) if ram else psutil.virtual_memory().total,
-        disk=parse_bytes(disk) if disk else shutil.disk_usage(".").free,
+        disk=parse_bytes(disk) if disk else shutil.disk_usage(there).free,
     )
 
 
-def _known(memory: MemoryConfig, tokens: int, as_json: bool) -> None:
+def _known(memory: MemoryConfig, tokens: int, dtype: str, as_json: bool) -> None:
     """Print the models whose shapes are known, and what memory takes for each."""
     import attrs
     from rich.table import Table
@@ -129,16 +138,16 @@ def _known(memory: MemoryConfig, tokens: int, as_json: bool) -> None:
 
     rows = []
     for name in ARCHITECTURES:
-        shape = model_shape(find_config(name)[0], memory)
+        shape = model_shape(find_config(name)[0], memory, dtype=dtype)
         small = attrs.evolve(shape.config, backend_options={**shape.config.backend_options, "compression": "int8"})
         row: dict[str, Any] = {**_model(name, "", shape), "bytes": None}
         if shape.longest_text is None:
             costs, in_int8 = (costs_of(shape, each, tokens=tokens) for each in (shape.config, small))
             row["bytes"] = {
-                "a token": round(costs.per_token),
+                "per_token": round(costs.per_token),
                 "memory": costs.bank.total + costs.bookkeeping,
-                "memory in int8": in_int8.bank.total + in_int8.bookkeeping,
-                "full attention": costs.full_cache,
+                "memory_in_int8": in_int8.bank.total + in_int8.bookkeeping,
+                "full_attention": costs.full_cache,
             }
         rows.append(row)
     if as_json:
@@ -196,11 +205,16 @@ def _plan(found: Plan) -> dict[str, Any]:
                 "fits": each.fits,
                 "needed": each.needed,
                 "budget": each.budget,
-                "parts": dict(each.parts),
+                "parts": {_key(label): size for label, size in each.parts.items()},
             }
             for each in found.places
         ],
     }
+
+
+def _key(label: str) -> str:
+    """Return the key in JSON of what a table calls by a label."""
+    return label.partition(",")[0].replace(" ", "_").lower()
 
 
 def _print(name: str, source: str, shape: ModelShape, plans: list[Plan], budgets: Budgets) -> None:

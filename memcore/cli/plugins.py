@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memcore.cli.failures import FAILED
 from memcore.cli.output import JsonOption, console, print_json
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def plugins(
             table.add_row(kind.replace("_", " "), offer.component.name, offer.plugin, summary)
         console.print(table)
     if check and (any(problems.values()) or any(report.error for report in found.reports)):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _problem(kind: Kind, offer: Offer) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -81,13 +83,16 @@ def memory_config(
     Raises:
         ConfigError: something in it cannot be used.
     """
-    from memcore.config import MemoryConfig
+    from memcore.config import MemoryConfig, read_file
 
-    start = MemoryConfig.from_file(file) if file else base
-    values: dict[str, Any] = {} if start is None else start.to_dict()
+    values: dict[str, Any] = {}
+    if file:
+        values = copy.deepcopy(dict(read_file(Path(file))))
+    elif base is not None:
+        values = base.to_dict()
     if path:
         values |= {"backend": ON_DISK} if values.get("backend", "exact") == "exact" else {}
-        values["backend_options"] = {**values.get("backend_options", {}), "path": path}
+        _options_of(values)["path"] = path
     values |= {name: value for name, value in fields.items() if value is not None}
     for setting in settings or ():
         name, equals, text = setting.partition("=")
@@ -101,10 +106,20 @@ def memory_config(
                 raise ConfigError(f"--set {setting}: {part} has no fields of its own")
             target = inner
         target[last] = _value(text)
+    if read_only:
+        _options_of(values).setdefault("read_only", True)
+    try:
+        return MemoryConfig.from_dict(values)
+    except ConfigError:
+        if file:
+            MemoryConfig.from_file(file)  # what is wrong with the file alone is said of the file
+        raise
+
+
+def _options_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the backend, to be changed; of something else a copy that nobody sees."""
     options = values.setdefault("backend_options", {})
-    if read_only and isinstance(options, dict):
-        options.setdefault("read_only", True)
-    return MemoryConfig.from_dict(values)
+    return options if isinstance(options, dict) else {}
 
 
 def check_on_disk(backend: str) -> None:
@@ -113,7 +128,10 @@ def check_on_disk(backend: str) -> None:
     from memcore.plugins import registry
 
     if not issubclass(registry().load_component("backends", backend), PersistentBackend):
-        raise ConfigError(f"backend {backend!r} forgets everything when its command ends; give --path FOLDER")
+        raise ConfigError(
+            f"backend {backend!r} forgets everything when its command ends: give --path FOLDER, and no --backend or "
+            f"one that keeps its memory, such as {ON_DISK!r}"
+        )
 
 
 def _value(text: str) -> object:

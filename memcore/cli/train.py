@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from memcore.cli.failures import INTERRUPTED, Interrupted
+from memcore.cli.failures import INTERRUPTED, Interrupted, out_of_memory
 from memcore.cli.output import JsonOption, console, notes, print_json, quiet_transformers, reading_progress
 from memcore.errors import TrainingError
 
 if TYPE_CHECKING:
     from memcore.training.run import TrainingResult
+
+_SMALLER: Final = (
+    "in the configuration fewer rows or a smaller segment in [data], bf16 or gradient_checkpointing in [[stages]], or "
+    "a smaller window in [memory] take less"
+)
 
 
 def train(
@@ -38,9 +43,14 @@ def train(
     chosen = TrainingConfig.from_file(config)
     if resume and not begun(chosen.output):
         raise TrainingError(f"{chosen.output} holds no training to go on with; begin one without --resume")
-    told = notes if as_json else console
-    with reading_progress() as start:
-        result = run(chosen, note=lambda line: told.print(line, soft_wrap=True), progress=start)
+    try:
+        with reading_progress() as start:
+            result = run(chosen, note=lambda line: notes.print(line, soft_wrap=True), progress=start)
+    except Exception as error:
+        told = out_of_memory(error, _SMALLER)
+        if told is None:
+            raise
+        raise TrainingError(told) from error
     if as_json:
         print_json({**attrs.asdict(result), "output": str(chosen.output)})
         raise typer.Exit(0 if result.finished else INTERRUPTED)

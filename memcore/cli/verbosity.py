@@ -30,15 +30,23 @@ def take_behind_commands(group: TyperGroup) -> None:
             command.params += [] if isinstance(command, TyperGroup) else wanted
 
 
+def choose(context: typer.Context, name: str) -> None:
+    """Note that one of the two was given, before a command or behind it; the other beside it is an error."""
+    if context.meta.setdefault(__name__, name) != name:
+        raise typer.BadParameter("--verbose and --quiet contradict each other")
+
+
 # What stands before the command has set up the log, and puts its level back at the end.
 def _quiet(context: typer.Context, given: bool) -> None:
     if given:
+        choose(context, "quiet")
         logging.getLogger(ROOT).setLevel(Level.ERROR.number)
         hide_notes(context)
 
 
-def _verbose(given: bool) -> None:
+def _verbose(context: typer.Context, given: bool) -> None:
     if given:
+        choose(context, "verbose")
         logging.getLogger(ROOT).setLevel(Level.INFO.number)
 
 

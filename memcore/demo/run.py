@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -15,6 +15,7 @@ from memcore.config import MemoryConfig
 from memcore.demo.peak import PeakMemory
 from memcore.demo.text import Fact, choose_facts, first_tokens, hide, language_reference
 from memcore.errors import ConfigError
+from memcore.prompt import encode
 from memcore.reader import Answer, Progress, Reader
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def demonstrate(
     # What stands in the last window needs no memory.
     hidden = choose_facts(facts, seed, until=1 - config.window_length / tokens)
     text = hide(hidden, first_tokens(language_reference(), tokens, tokenizer))
-    ids = _encode(tokenizer, text)
-    questions = [_encode(tokenizer, f"\n\n{fact.prompt}", special=False) for fact in hidden]
+    ids = encode(tokenizer, text, special=True)
+    questions = [encode(tokenizer, f"\n\n{fact.prompt}", special=False) for fact in hidden]
     with torch.no_grad():
         model(input_ids=ids[:, :8].to(model.device))  # only now are the weights in memory, all of them
     level = PeakMemory.in_use(model.device)
@@ -118,14 +119,8 @@ def demonstrate(
         unwrap(model)
     if full_attention:
         methods.append(method(FULL, ids))
-    positions = [_encode(tokenizer, text[: text.index(fact.sentence)]).shape[1] for fact in hidden]
+    positions = [encode(tokenizer, text[: text.index(fact.sentence)], special=True).shape[1] for fact in hidden]
     return Demonstration(facts=tuple(hidden), methods=tuple(methods), positions=tuple(positions))
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> Tensor:
-    encoded: Any = tokenizer(text, add_special_tokens=special, return_tensors="pt")
-    ids: Tensor = encoded["input_ids"]
-    return ids
 
 
 def right_answers(facts: Sequence[Fact], method: Method) -> list[bool]:

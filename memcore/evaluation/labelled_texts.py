@@ -12,6 +12,7 @@ from typing import Final
 import attrs
 
 from memcore.errors import EvaluationError
+from memcore.files import ENCODING
 
 
 @attrs.frozen
@@ -106,7 +107,7 @@ def read_examples(
     if suffix not in (".csv", ".tsv"):
         raise EvaluationError(f"labelled texts are a .csv or .tsv file; got {str(path)!r}")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding=ENCODING, newline="") as file:
             names = columns or None
             table = (
                 csv.DictReader(file, names)

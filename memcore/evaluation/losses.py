@@ -83,7 +83,7 @@ def cached_losses(
         cut: Iterator[Span] = ((begin, min(begin + piece, last)) for begin in range(0, last, piece))
     else:
         config, cache = memory.config, memory.new_cache()
-        room = config.window_length + config.sinks
+        room = config.room
         cut = pieces(last, 0, room=room, segment=config.segment_length, question_tokens=0)
     ids, name = ids.to(model.device), cache_argument(model.forward)
     with nullcontext() if memory is None else memory.reading(question=False):

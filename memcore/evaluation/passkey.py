@@ -61,9 +61,9 @@ class Grid:
 
     def key(self, kind: str, length: int, depth: float, seed: int, way: str) -> str:
         """Return the name of one result."""
-        others = {"several": self.others, "distractors": self.others, EACH: len(self.depths)}
-        beside = f" {others[kind]}" if kind in others else ""
-        return f"{kind}{beside} / {length} / {depth:g} / {seed} / {way}"
+        depths = ", ".join(f"{each:g}" for each in sorted(self.depths))  # which say of what vault each key is
+        beside = {"several": f" {self.others}", "distractors": f" {self.others}", EACH: f" {depths}"}
+        return f"{kind}{beside.get(kind, '')} / {length} / {depth:g} / {seed} / {way}"
 
 
 @torch.no_grad()

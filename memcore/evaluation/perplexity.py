@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -57,6 +58,11 @@ def spans_for(contexts: Sequence[int], scored: int) -> list[Span]:
             f"every context must be longer than the {scored} tokens scored at its end; got {list(contexts)}"
         )
     return [(context - scored, context) for context in sorted(contexts)]
+
+
+def result_name(text: str, way: str) -> str:
+    """Return the name of one result."""
+    return f"{text} / {way}"
 
 
 @contextmanager
@@ -140,34 +146,65 @@ def evaluate(
         every: 1 to score all of it, ``n`` for every ``n``-th token.
         record: where results go, as ``text / way``.
         progress: given what is read, returns what is told how far it is.
+
+    Raises:
+        EvaluationError: a result that is there is of another text of this name; or what is asked cannot be scored.
     """
     check_ways(ways, config, known=PERPLEXITY_WAYS)
-    for name, ids in texts.items():
+    read = spans_for(contexts, scored)[-1][1]
+    digests = {name: _digest(ids[:, :read]) for name, ids in texts.items()}
+    left = []
+    for name, digest in digests.items():
         for way in ways:
-            key = f"{name} / {way}"
-            if key not in record.results:
-                done = perplexity(
-                    model,
-                    ids,
-                    way,
-                    config=config,
-                    contexts=contexts,
-                    scored=scored,
-                    every=every,
-                    progress=progress(key) if progress is not None else None,
+            found = record.results.get(result_name(name, way))
+            if found is None:
+                left.append((name, way))
+            elif found.get("text", digest) != digest:  # there was none in it at first
+                raise EvaluationError(
+                    f"the results of {name!r} that are there are of another text of this name; give another folder"
                 )
-                record.add(key, attrs.asdict(done))
+    for name, way in left:
+        key = result_name(name, way)
+        done = perplexity(
+            model,
+            texts[name],
+            way,
+            config=config,
+            contexts=contexts,
+            scored=scored,
+            every=every,
+            progress=progress(key) if progress is not None else None,
+        )
+        record.add(key, {**attrs.asdict(done), "text": digests[name]})
 
 
-def summary(results: dict[str, Any], ways: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Return the perplexity of each way at each context: of the mean loss over all texts, which count alike."""
+def _digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def summary(
+    results: dict[str, Any], ways: Sequence[str], texts: Collection[str] | None = None
+) -> dict[str, dict[int, float]]:
+    """Return the perplexity of each way at each context: of the mean loss over all texts, which count alike.
+
+    Args:
+        results: of a record.
+        ways: of reading.
+        texts: by name, each read in every way; None for all that a way has read.
+    """
     table: dict[str, dict[int, float]] = {}
     for way in ways:
-        rows = [result["losses"] for key, result in results.items() if key.rpartition(" / ")[2] == way]
+        names = _read_in(results, way) if texts is None else texts
+        rows = [results[result_name(name, way)]["losses"] for name in names]
         contexts = sorted({int(context) for row in rows for context in row})
         by_context = {context: [{int(c): v for c, v in row.items()}[context] for row in rows] for context in contexts}
         table[way] = {context: math.exp(sum(losses) / len(losses)) for context, losses in by_context.items()}
     return table
+
+
+def _read_in(results: dict[str, Any], way: str) -> list[str]:
+    """Return the texts that were read in a way."""
+    return [name for name, _, read_in in (key.rpartition(" / ") for key in results) if read_in == way]
 
 
 def relative(results: dict[str, Any], way: str, to: str) -> dict[int, tuple[float, float]]:
@@ -180,8 +217,8 @@ def relative(results: dict[str, Any], way: str, to: str) -> dict[int, tuple[floa
         way: the way in question.
         to: the way that it is compared with.
     """
-    texts = [key.rpartition(" / ")[0] for key in results if key.rpartition(" / ")[2] == way]
-    pairs = [(results[f"{text} / {way}"], results[f"{text} / {to}"]) for text in texts if f"{text} / {to}" in results]
+    both = [name for name in _read_in(results, way) if result_name(name, to) in results]
+    pairs = [(results[result_name(name, way)], results[result_name(name, to)]) for name in both]
     differences: dict[int, list[float]] = {}
     for mine, theirs in pairs:
         for context, blocks in mine["blocks"].items():

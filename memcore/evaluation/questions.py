@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import attrs
 
-from memcore.errors import EvaluationError
-from memcore.files import parse_json
+from memcore.errors import EvaluationError, UnsupportedInputError
+from memcore.files import parse_json, read_text
 
 _FIELDS: Final = ("question", "answer", "options")
 
@@ -50,9 +50,9 @@ def read_questions(path: Path) -> list[Question]:
         EvaluationError: the file cannot be read, or a line is no such object; the message says which.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"cannot read {str(path)!r}: {error}") from error
+        lines = read_text(path).split("\n")  # a text in JSON may hold other ends of lines
+    except UnsupportedInputError as error:
+        raise EvaluationError(str(error)) from error
     questions = [_question(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions or len({each.question for each in questions}) < len(questions):
         raise EvaluationError(f"{path} must hold questions, each once; it holds {len(questions)}")

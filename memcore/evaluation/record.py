@@ -29,10 +29,12 @@ class Record:
 
         Raises:
             EvaluationError: the file is no record, or one of another evaluation or of other settings.
+            WriteError: the folder cannot be made.
         """
         self._path = path
         self._head = {"evaluation": evaluation, "settings": json.loads(json.dumps(settings))}
         self.results: dict[str, Any] = {}
+        make_folder(path.parent)  # before hours of work that could not be kept
         if path.exists():
             self.results = self._read()
 
@@ -63,7 +65,6 @@ class Record:
     def add(self, name: str, result: Any) -> None:
         """Keep a result, and the file."""
         self.results[name] = result
-        make_folder(self._path.parent)
         record = {**self._head, "machine": describe_machine(), "results": self.results}
         with replacing(self._path) as new:
             new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -149,7 +149,7 @@ class Costs:
 
 def chunks_of(tokens: int, config: MemoryConfig) -> int:
     """Return how many chunks have left the window after so many tokens, of one sequence."""
-    over = tokens - config.sinks - config.window_length
+    over = tokens - config.room
     return max(0, -(-over // config.chunk_size))
 
 
@@ -194,8 +194,7 @@ def _check_length(shape: ModelShape, config: MemoryConfig, tokens: int) -> None:
             f"this {shape.model_type} reads no text longer than {shape.longest_text:,} tokens, with or without memory, "
             f"for it has no vectors for further positions; got {tokens:,}"
         )
-    room = config.window_length + config.sinks
-    if tokens <= room:
+    if tokens <= config.room:
         raise ConfigError(
             f"{tokens:,} tokens fit the window ({config.window_length:,}) and the sinks ({config.sinks}): nothing "
             "leaves it, so nothing is stored, and the model computes what it would without memory, with "
@@ -326,7 +325,7 @@ def _operations(shape: ModelShape, config: MemoryConfig, tokens: int, chunks: in
 
     back = min(config.chunks, chunks) * config.chunk_size
     sliding = sum(of_a_key(layer) * min(tokens, layer.span or 0) for layer in shape.sliding)
-    near = config.sinks + config.window_length
+    near = config.room
     search = rerank = 0.0
     for attention, layers in _by_attention(shape.remembering).items():
         numbers = _multiplied(_queries(attention, shape, config))

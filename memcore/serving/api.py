@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-import memcore
 from memcore.options import unstructure
 from memcore.serving.asking import Exchange, WrittenToken
 from memcore.serving.errors import RequestError
 from memcore.serving.one_at_a_time import OneAtATime
+from memcore.serving.report import memory_record
 from memcore.serving.requests import ask_request, read_json, whole_number
 from memcore.serving.served_model import ServedModel
 from memcore.serving.streams import event_stream
@@ -86,11 +86,6 @@ class Api:
 
         events: AsyncGenerator[Event] = self._queue.run(work)
         return await event_stream(request, events, lambda event: event)
-
-
-def memory_record(path: str, model: str | None, sessions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``/api/v1/memory`` tells."""
-    return {"memcore": memcore.__version__, "model": model, "path": path, "sessions": sessions}
 
 
 def _end(exchange: Exchange) -> Event:

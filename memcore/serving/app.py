@@ -66,7 +66,12 @@ class Application:
         app = Starlette(
             routes=routes,
             lifespan=lifespan,
-            exception_handlers={MemcoreError: _told, HTTPException: _unserved, ClientDisconnect: _gone},
+            exception_handlers={
+                MemcoreError: _told,
+                HTTPException: _unserved,
+                ClientDisconnect: _gone,
+                Exception: _told,
+            },
         )
         self._guarded = Guard(app, token=token, host=host, names=names)
 
@@ -85,7 +90,6 @@ async def _file(request: Request) -> Response:
 
 
 async def _told(_: Request, error: Exception) -> Response:
-    assert isinstance(error, MemcoreError)
     status, content = errors.answer_to(error)
     return JSONResponse(content, status, {"retry-after": "1"} if status == 503 else None)
 

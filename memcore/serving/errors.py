@@ -39,14 +39,17 @@ _STATUS: Final[tuple[tuple[type[MemcoreError], int, str], ...]] = (
 )
 
 
-def answer_to(error: MemcoreError) -> tuple[int, dict[str, object]]:
+def answer_to(error: Exception) -> tuple[int, dict[str, object]]:
     """Return the HTTP status and the body, in OpenAI's shape, that tell of an error."""
     if isinstance(error, RequestError):
         return error.status, body(str(error), error.status, param=error.param, code=error.code)
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
             return status, body(str(error), status, code=code)
-    return 500, body(str(error), 500, code="memory_error")
+    if isinstance(error, MemcoreError):
+        return 500, body(str(error), 500, code="memory_error")
+    told = f"the server failed, and its log says where: {type(error).__name__}: {error}"
+    return 500, body(told, 500, code="internal_error")
 
 
 def body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, object]:

@@ -6,7 +6,7 @@ import ipaddress
 import secrets
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -87,8 +87,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, token: str, host: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
         self._app = app
         self._token = token.encode()
-        own = LOOPBACK if is_loopback(host) else LOOPBACK | {host}
-        self._names = {name.lower() for name in (*own, *names)}
+        self._names = {name.lower() for name in (*LOOPBACK, host, *names) if name}
         self._any_address = host in ("0.0.0.0", "::")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +115,7 @@ class Guard:
         if not self._is_own(host):
             return _refused(request, 421, f"this server does not go by the name {host!r}", "wrong_host")
         origin = request.headers.get("origin")
-        if origin is not None and request.method not in _READING and urlsplit(origin).netloc != host:
+        if origin is not None and request.method not in _READING and _split(origin).netloc != host:
             return _refused(request, 403, f"requests from {origin!r} are not served", "wrong_origin")
         if not any(secrets.compare_digest(each.encode(), self._token) for each in _tokens(request)):
             return _refused(
@@ -137,10 +136,7 @@ class Guard:
         return response
 
     def _is_own(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
+        name = _split(f"//{host}").hostname or ""
         if name in self._names:
             return True
         if not self._any_address:
@@ -150,6 +146,14 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; of what is none, empty ones."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _tokens(request: Request) -> Iterable[str]:

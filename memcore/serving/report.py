@@ -38,6 +38,11 @@ class ReportedSession:
     exchanges: Sequence[Exchange] = ()
 
 
+def memory_record(path: str, model: str | None, sessions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the page is told first, by ``/api/v1/memory`` or in a report."""
+    return {"memcore": memcore.__version__, "model": model, "path": path, "sessions": sessions}
+
+
 def write_report(path: Path, sessions: Sequence[ReportedSession], *, model: str | None, memory: str) -> None:
     """Write a report.
 
@@ -58,12 +63,9 @@ def write_report(path: Path, sessions: Sequence[ReportedSession], *, model: str 
 def report(sessions: Sequence[ReportedSession], *, model: str | None, memory: str) -> str:
     """Return a report as HTML; arguments as in :func:`write_report`."""
     data = {
-        "memory": {
-            "memcore": memcore.__version__,
-            "model": model,
-            "path": memory,
-            "sessions": [{name: each.session[name] for name in ("name", "tokens")} for each in sessions],
-        },
+        "memory": memory_record(
+            memory, model, [{name: each.session[name] for name in ("name", "tokens")} for each in sessions]
+        ),
         "sessions": [
             {
                 "session": each.session,

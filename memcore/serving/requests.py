@@ -24,6 +24,9 @@ _LONGEST_ANSWER: Final = 512
 
 _SEEDS: Final = 2**63
 
+_LEAST_TEMPERATURE: Final = 1e-6
+"""Divided by less, logits are no longer numbers; and by this the likeliest token is certain already."""
+
 _NOT_SERVED: Final[Mapping[str, tuple[object, ...]]] = {
     "n": (None, 1),
     "tools": (None, []),
@@ -44,7 +47,7 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: None or 0 for the likeliest token each time, unless ``top_p`` is given.
+        temperature: None, or less than a millionth, for the likeliest token each time, unless ``top_p`` is given.
         top_p: sample among the likeliest tokens that have this share of the probability together.
         seed: of what is sampled; None for another each time.
     """
@@ -57,7 +60,7 @@ class Sampling:
     def generation(self) -> Iterator[dict[str, Any]]:
         """Give the arguments of ``generate()``, which must be called in this context."""
         temperature = self.temperature if self.temperature is not None else 0.0 if self.top_p is None else 1.0
-        if not temperature:
+        if temperature < _LEAST_TEMPERATURE:
             yield {"do_sample": False}
             return
         with torch.random.fork_rng():
@@ -212,7 +215,9 @@ def _whole(values: Mapping[str, object], name: str, *, least: int) -> int | None
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _SEEDS:
-        raise RequestError(f"{name} must be a whole number of at least {least}, got {describe(value)}", param=name)
+        raise RequestError(
+            f"{name} must be a whole number of at least {least} and below {_SEEDS}, got {describe(value)}", param=name
+        )
     return value
 
 

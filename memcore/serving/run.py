@@ -30,7 +30,9 @@ def listening(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error}; choose another with --port") from error
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error}; choose another with --host or --port"
+        ) from error
 
 
 def address(host: str, listener: socket.socket, token: str) -> str:

@@ -64,8 +64,10 @@ async def event_stream(
             yield _event(data(first))
             async for event in events:
                 yield _event(data(event))
-        except MemcoreError as error:
+        except Exception as error:
             yield _event(answer_to(error)[1])
+            if not isinstance(error, MemcoreError):
+                raise  # to be logged by the server
         finally:
             await events.aclose()
         if end:

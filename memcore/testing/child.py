@@ -128,10 +128,6 @@ class Commands:
         """Evict chunks."""
         self._backend.evict(namespace, torch.tensor(ids, dtype=torch.int64))
 
-    def drop(self, namespace: str) -> None:
-        """Drop a namespace."""
-        self._backend.drop(namespace)
-
     def write_record(self, name: str, text: str) -> None:
         """Write a record."""
         self._backend.write_record(name, text.encode())

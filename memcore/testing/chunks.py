@@ -28,7 +28,20 @@ def make_chunks(
     dtype: torch.dtype = torch.float32,
     start: int = 0,
 ) -> ChunkBatch:
-    """Return random chunks of random lengths."""
+    """Return random chunks of random lengths.
+
+    Args:
+        count: ``N``.
+        seed: of the numbers.
+        vectors: ``V``, vectors of a chunk.
+        size: ``E``, numbers of a vector.
+        heads: ``H``, key/value heads.
+        width: ``C``; chunks have 1 to ``C`` tokens.
+        key_size: ``D``.
+        value_size: ``Dv``.
+        dtype: of keys and values; embeddings are float32.
+        start: position of the first chunk; each begins ``C`` behind the one before.
+    """
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, width + 1, (count,), generator=generator)
     token_ids = torch.randint(0, 1000, (count, width), generator=generator)

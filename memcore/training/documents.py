@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from memcore.errors import TrainingError
+from memcore.errors import TrainingError, UnsupportedInputError
+from memcore.files import not_empty, read_text
 from memcore.prompt import encode
 
 if TYPE_CHECKING:
@@ -54,9 +55,12 @@ def check_apart(training: Mapping[Path, str], evaluation: Mapping[Path, str]) ->
                 )
 
 
-def digests(texts: Mapping[Path, str]) -> dict[str, str]:
-    """Return 16 hexadecimal digits for each text, by its path."""
-    return {str(path): hashlib.sha256(text.encode()).hexdigest()[:16] for path, text in texts.items()}
+def digests(texts: Iterable[tuple[Path, str]]) -> dict[str, list[str]]:
+    """Return the names of files by 16 hexadecimal digits of their texts, which say the same wherever the files lie."""
+    names: dict[str, list[str]] = {}
+    for path, text in texts:
+        names.setdefault(hashlib.sha256(text.encode()).hexdigest()[:16], []).append(path.name)
+    return names
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Mapping[Path, str], most: int | None) -> list[Tensor]:
@@ -80,9 +84,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Mapping[Path, str], most
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"cannot read {str(path)!r} as UTF-8 text: {error}") from error
-    if not text.strip():
-        raise TrainingError(f"{path} is empty")
-    return text
+        return not_empty(read_text(path), str(path))
+    except UnsupportedInputError as error:
+        raise TrainingError(str(error)) from error

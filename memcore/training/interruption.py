@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,14 @@ class Interruption(TrainerCallback):
         came: whether there was one.
     """
 
-    def __init__(self) -> None:
-        """Wait for it from :meth:`awaited` on."""
+    def __init__(self, note: Callable[[str], None]) -> None:
+        """Wait for it from :meth:`awaited` on.
+
+        Args:
+            note: told what comes of it.
+        """
         self.came = False
+        self._note = note
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
@@ -40,6 +45,9 @@ class Interruption(TrainerCallback):
         if self.came:
             raise KeyboardInterrupt
         self.came = True
+        # In a thread, as what is told to may be in the middle of telling something here.
+        said = "ending after this step, with a checkpoint; Ctrl-C again ends it now"
+        threading.Thread(target=self._note, args=(said,)).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End training, with a checkpoint, if it was interrupted."""

@@ -54,7 +54,8 @@ def train(
 
     Everything is written to ``config.output``: ``trained.safetensors`` and ``trained.json`` (see
     :func:`memcore.load_trained`) when the last stage is done, and those of stages before it in folders of their own,
-    ``log.jsonl`` and ``loss.png``. The same call goes on from the latest checkpoint.
+    ``log.jsonl`` and ``loss.png``. The same call goes on from the latest checkpoint, also where the texts lie elsewhere
+    by now, if they are found by the same patterns; what was begun when ``run.json`` had paths is refused.
 
     Args:
         config: all of it.
@@ -71,7 +72,7 @@ def train(
     note = note or (lambda line: None)
     training, evaluation = read_documents(config.documents), read_documents(config.evaluation)
     check_apart(training, evaluation)
-    described = _described(config, {**digests(training), **digests(evaluation)})
+    described = _described(config, digests([*training.items(), *evaluation.items()]))
     _check_ours(config.output, described)
     make_folder(config.output)
     model, tokenizer = load_model(config.model, device="cpu" if config.device == "cpu" else "", dtype=config.dtype)
@@ -107,7 +108,7 @@ def _segments(field: str, documents: list[Tensor], config: TrainingConfig, rows:
         raise TrainingError(f"{field}: {error}") from error
 
 
-def _described(config: TrainingConfig, texts: dict[str, str]) -> dict[str, Any]:
+def _described(config: TrainingConfig, texts: dict[str, list[str]]) -> dict[str, Any]:
     """Return what a training is of, as JSON gives it back."""
     described: dict[str, Any] = json.loads(
         json.dumps({"config": {**unstructure(config), "output": None}, "texts": texts})
@@ -152,10 +153,10 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_dependencies() -> None:
     """Raise MissingDependencyError early: pictures come last."""
-    from memcore.evaluation.plots import canvas
+    from memcore.evaluation.plots import check_drawing
 
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError('training needs accelerate: pip install "memcore-llm[train]"') from error
-    canvas("")
+    check_drawing()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -48,13 +50,17 @@ class DocumentSegments(Dataset[dict[str, Tensor]]):
         self.rows, self.segment = rows, segment
         pieces = [torch.as_tensor(each).flatten().long() for each in documents]
         groups: list[list[Tensor]] = []
-        waiting = sorted((each for each in pieces if len(each) >= segment), key=len, reverse=True)
+        # Longest first, and of the same length the one that came first.
+        arrival = itertools.count()
+        waiting = [(-len(each), next(arrival), each) for each in pieces if len(each) >= segment]
+        heapq.heapify(waiting)
         while len(waiting) >= rows:
-            group = waiting[:rows]
+            group = [heapq.heappop(waiting)[2] for _ in range(rows)]
             length = len(group[-1]) // segment * segment
-            rest = [each[length:] for each in group if len(each) - length >= segment]
             groups.append([each[:length] for each in group])
-            waiting = sorted([*waiting[rows:], *rest], key=len, reverse=True)
+            for rest in (each[length:] for each in group):
+                if len(rest) >= segment:
+                    heapq.heappush(waiting, (-len(rest), next(arrival), rest))
         if not groups:
             raise TrainingError(
                 f"{len(pieces)} documents have {sum(len(each) // segment for each in pieces)} segments of {segment} "

@@ -98,7 +98,7 @@ class Stage:
             return False
         steps = self._stage.total_steps(len(data) // data.rows)
         checkpoint = _latest(self._folder)
-        interruption = Interruption()
+        interruption = Interruption(self._note)
         callbacks: list[TrainerCallback] = [interruption, _Note(self._name, self._log, self._note)]
         if progress is not None:
             tokens = self._config.data.rows * self._config.data.segment * self._stage.accumulation

@@ -26,6 +26,11 @@ SMALL = MemoryConfig(window=32, chunk_size=8, sinks=4, top_k=2)
         ({"backend": "exakt"}, r"no backend 'exakt', did you mean 'exact'\?.*available:.*exact"),
         ({"embedder": "subblok"}, r"no embedder 'subblok', did you mean 'subblock'"),
         ({"eviction": "newest"}, r"available: fifo, lfu, lru, memlong"),
+        (
+            {"eviction_options": {"keep_newest": 2.0}},
+            r"^eviction_options of 'memlong': 'keep_newest' must be <= 1.0: 2\.0",
+        ),
+        ({"eviction": "lru", "eviction_options": {"target": 0.5}}, "eviction_options of 'lru': unknown field 'target'"),
         ({"window": "1024"}, r"window.*integer.*'1024'"),
         ({"window": 1024.0}, r"window.*integer.*1024.0"),
         ({"window": True}, r"window.*integer.*True"),

@@ -146,3 +146,40 @@ def test_prompt_tuning_works_and_prefix_tuning_is_refused() -> None:
     model = memcore.wrap(peft.get_peft_model(tiny_model("llama"), prefix), SMALL)
     with pytest.raises(memcore.UnsupportedCacheError, match="3 tokens that were fed without memory"):
         model(TEXT)
+
+
+def tokens_of_each_forward(model: Any) -> list[int]:
+    """Return how many tokens the decoder is given at a time while ``generate()`` writes 12 after 95."""
+    lengths: list[int] = []
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        lengths.append(given.shape[1])
+
+    hook = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    model.generate(input_ids=random_tokens(1, 95, seed=8), max_new_tokens=12, do_sample=False)
+    hook.remove()
+    return lengths
+
+
+@pytest.mark.parametrize("first", ["memory", "peft"])
+@pytest.mark.parametrize("kind", ["lora", "prompts"])
+def test_adapted_phi3_reads_a_growing_text_once_while_it_has_a_memory(kind: str, first: str) -> None:
+    # Its own prepare_inputs_for_generation drops the cache when a text passes original_max_position_embeddings.
+    def adapted(model: Any) -> Any:
+        if kind == "lora":
+            config: Any = peft.LoraConfig(r=4, target_modules=["qkv_proj", "o_proj"], task_type="CAUSAL_LM")
+        else:
+            config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        return peft.get_peft_model(model, config).eval()
+
+    def phi3() -> Any:
+        return tiny_model("phi3", original_max_position_embeddings=100)
+
+    model = adapted(memcore.wrap(phi3(), SMALL)) if first == "memory" else memcore.wrap(adapted(phi3()), SMALL)
+    inside = model.get_base_model()
+    for each in (model, inside):  # peft's generate() puts a method of its own into the model inside, and out again
+        assert tokens_of_each_forward(each)[1:] == [1] * 11
+    memcore.unwrap(model)
+    assert tokens_of_each_forward(model) == tokens_of_each_forward(adapted(phi3()))
+    assert tokens_of_each_forward(inside) == tokens_of_each_forward(phi3()) != [95] + [1] * 11

@@ -112,6 +112,30 @@ def test_explain_gives_the_passages_as_text(tiny_folder: str) -> None:
     assert written[2].startswith("the next token at 102: ")
 
 
+def test_passages_add_up_what_all_tokens_and_layers_read() -> None:
+    model = memcore.wrap(tiny_model("llama"), SMALL)
+    with model.memory.trace() as trace:
+        whole = model.generate(random_tokens(2, 100, seed=9), max_new_tokens=8, do_sample=False)
+    for row in (0, 1):
+        passages, tokens = trace.passages(row), trace.tokens(row)
+        shares = [passage.share for passage in passages]
+        assert shares == sorted(shares, reverse=True)
+        assert {passage.start for passage in passages} == {chunk.start for token in tokens for chunk in token.chunks}
+        for passage in passages:
+            read = [chunk.share for token in tokens for chunk in token.chunks if chunk.start == passage.start]
+            assert passage.share == pytest.approx(sum(read) / 2 / len(tokens)), "two layers"
+            assert torch.equal(passage.token_ids, whole[row, passage.start : passage.start + SMALL.chunk_size])
+
+
+def test_passages_of_two_texts_at_one_position_are_two() -> None:
+    model, texts = memcore.wrap(tiny_model("llama"), EVERYTHING), [random_tokens(1, 90, seed=seed) for seed in (4, 5)]
+    with model.memory.trace() as trace:
+        for text in texts:
+            model.generate(text, max_new_tokens=3, do_sample=False)
+    first = {tuple(each.token_ids.tolist()) for each in trace.passages() if each.start == SMALL.sinks}
+    assert first == {tuple(text[0, SMALL.sinks : SMALL.sinks + SMALL.chunk_size].tolist()) for text in texts}
+
+
 def test_what_a_trace_cannot_follow_is_refused() -> None:
     model = memcore.wrap(tiny_model("llama"), SMALL)
     tokens = random_tokens(1, 70, seed=8).repeat(1, 2)

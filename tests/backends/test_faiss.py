@@ -7,7 +7,7 @@ import attrs
 import pytest
 import torch
 
-from memcore.errors import MemcoreError
+from memcore.errors import BackendError, ConfigError, MemcoreError
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.testing import BackendTests, make_chunks, select
 
@@ -217,6 +217,7 @@ def test_payloads_may_be_compressed() -> None:
         {"train_size": 0},
         {"pq_m": 0},
         {"M": 1},
+        {"M": 129},
         {"ef_construction": 0},
         {"ef": 0},
         {"seed": -1},
@@ -247,25 +248,33 @@ def test_says_which_faiss_it_uses(caplog: pytest.LogCaptureFixture) -> None:
     [
         ("cuda", CPU_ONLY, "faiss-cpu 1, built for the CPU only"),
         ("cuda:1", GPU_BUILD, "faiss sees 0 GPUs"),
-        ("gpu", GPU_BUILD, "'cuda:N', got 'gpu'"),
-        ("cuda:x", GPU_BUILD, "'cuda:N', got 'cuda:x'"),
     ],
 )
 def test_a_device_that_cannot_be_used_is_refused(device: str, found: Installation, message: str) -> None:
-    with pytest.raises(MemcoreError, match=message):
+    with pytest.raises(BackendError, match=message):
         resolve_device(device, found)
 
 
+@pytest.mark.parametrize("index", [*INDEXES, "cagra"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "CPU"])
+def test_a_device_that_is_none_is_a_mistake_in_the_configuration(index: Any, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"'cuda:N', got '{device}'"):
+        FaissBackend(FaissOptions(index=index, device=device))
+
+
 @pytest.mark.parametrize(
-    ("options", "found", "message"),
+    ("options", "found", "error", "message"),
     [
-        (FaissOptions(index="hnsw", device="cuda"), GPU_BUILD, "on the CPU only, got device 'cuda'"),
-        (FaissOptions(index="cagra"), CPU_ONLY, "faiss-gpu-cuvs"),
-        (FaissOptions(index="cagra"), CUVS_BUILD, "on a GPU only"),
+        (FaissOptions(index="hnsw", device="cuda"), GPU_BUILD, ConfigError, "on the CPU only, got device 'cuda'"),
+        (FaissOptions(index="cagra", device="cpu"), CPU_ONLY, ConfigError, "on a GPU only, got device 'cpu'"),
+        (FaissOptions(index="cagra"), CPU_ONLY, BackendError, "faiss-gpu-cuvs"),
+        (FaissOptions(index="cagra"), CUVS_BUILD, BackendError, "on a GPU only"),
     ],
 )
-def test_an_index_that_the_device_has_not_is_refused(options: FaissOptions, found: Installation, message: str) -> None:
-    with pytest.raises(MemcoreError, match=message):
+def test_an_index_that_the_device_has_not_is_refused(
+    options: FaissOptions, found: Installation, error: type[MemcoreError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         choose_gpu(options, found)
 
 

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +20,7 @@ pytest.importorskip("faiss")
 import faiss
 from memcore_faiss.backend import FaissBackend
 from memcore_faiss.cagra_index import GraphWithTail
+from memcore_faiss.destruction import destroyed_within
 from memcore_faiss.effort import Effort
 from memcore_faiss.engine import CpuEngine
 from memcore_faiss.hnsw_index import HnswIndex
@@ -24,9 +30,13 @@ from memcore_faiss.options import FaissOptions
 from memcore_faiss.tombstones import Tombstones
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from memcore.approximate_index import VectorIndex
+
+_faiss: Any = faiss  # its own types do not know all of it
 
 SIZE = 16
 
@@ -55,21 +65,32 @@ def recall(index: VectorIndex, held: Tensor, labels: Tensor, queries: Tensor) ->
     return float((found.labels[:, :, None] == want[:, None, :]).any(dim=2).float().mean())
 
 
+SETTINGS: dict[str, Any] = {
+    "lists": None,
+    "probes": None,
+    "recall": 0.98,
+    "train_size": None,
+    "compressed": False,
+    "code_bytes": None,
+    "seed": 0,
+}
+
+
 def ivf(**changes: Any) -> IvfIndex:
-    settings: dict[str, Any] = {
-        "lists": None,
-        "probes": None,
-        "recall": 0.98,
-        "train_size": None,
-        "compressed": False,
-        "code_bytes": None,
-        "seed": 0,
-    }
-    return IvfIndex(CpuEngine(1), IvfSettings(**{**settings, **changes}))
+    return IvfIndex(CpuEngine(1), IvfSettings(**{**SETTINGS, **changes}))
 
 
-def hnsw() -> HnswIndex:
-    return HnswIndex(CpuEngine(1), links=16, ef_construction=100, ef=None, recall=0.98, seed=0)
+class CopyingEngine(CpuEngine):
+    """Places an index as on a GPU: as a copy, without the parameters of its clustering."""
+
+    def place(self, index: Any) -> Any:
+        placed: Any = faiss.clone_index(index)
+        placed.cp = faiss.ClusteringParameters()
+        return placed
+
+
+def hnsw(ef: int | None = None) -> HnswIndex:
+    return HnswIndex(CpuEngine(1), links=16, ef_construction=100, ef=ef, recall=0.98, seed=0)
 
 
 QUERIES = vectors(50, seed=5)
@@ -128,6 +149,18 @@ class TestIvf:
         assert index.probes == 3
         assert index._index.nlist == 10
         assert index._index.nprobe == 3
+
+    def test_looks_at_no_more_lists_than_there_are(self) -> None:
+        index = ivf(lists=10, probes=50)
+        fill(index, vectors(300))
+        index.find(QUERIES, 8)
+        assert index._index.nprobe == 10
+
+    def test_trains_with_the_seed_asked_for_wherever_it_is(self) -> None:
+        index = IvfIndex(CopyingEngine(1), IvfSettings(**{**SETTINGS, "seed": 5}))
+        fill(index, vectors(300))
+        assert index._index.cp.seed == 5
+        assert index._index.cp.min_points_per_centroid == 1
 
     def test_trains_on_no_more_than_it_is_to(self) -> None:
         assert ivf(train_size=500).sample_size(10**6) == 500
@@ -203,6 +236,12 @@ class TestEffort:
         effort.change(1000)
         assert not effort.is_due(100)
 
+    def test_that_is_given_is_kept_by_a_small_index(self) -> None:
+        effort = Effort(fixed=50, recall=0.9)
+        effort.start(QUERIES)
+        effort.choose(lambda *_: pytest.fail("it was tried out"), self.exact, QUERIES, 10)
+        assert effort.value == 50
+
 
 class TestTombstones:
     @staticmethod
@@ -249,6 +288,15 @@ class TestHnsw:
             assert index.ef is not None
             efs.append(index.ef)
         assert efs[1] > efs[0]
+
+    def test_considers_as_many_as_asked_for_once_there_are_so_many(self) -> None:
+        index, some = hnsw(ef=200), vectors(1000)
+        fill(index, some[:100])
+        index.find(QUERIES, 8)
+        assert index._index.hnsw.efSearch == 100
+        fill(index, some[100:], first=100)
+        index.find(QUERIES, 8)
+        assert index._index.hnsw.efSearch == index.ef == 200
 
     def test_labels_need_not_be_places(self) -> None:
         index, some = hnsw(), vectors(300)
@@ -307,6 +355,35 @@ class TestGraphWithTail:
         assert recall(index, some[600:], labels[600:], QUERIES) >= 0.95
 
 
+class TestDestruction:
+    def test_is_in_its_context_once_nothing_refers_to_it(self) -> None:
+        class Written:
+            """What an object in C++ refers to for as long as it is there."""
+
+            def __call__(self, content: bytes) -> int:
+                return len(content)
+
+        steps: list[str] = []
+
+        @contextmanager
+        def context() -> Iterator[None]:
+            steps.append("begin")
+            yield
+            steps.append("end")
+
+        written = Written()
+        weakref.finalize(written, steps.append, "destroyed")
+        writer = destroyed_within(context, _faiss.PyCallbackIOWriter(written))
+        del written
+        another = writer
+        del writer
+        gc.collect()
+        assert steps == []
+        del another
+        gc.collect()
+        assert steps == ["begin", "destroyed", "end"]
+
+
 def gpu(index: str) -> FaissBackend:
     """Return a backend on the first GPU that always asks its index, or skip the test and say why."""
     if not installation().gpus or not torch.cuda.is_available():
@@ -341,6 +418,31 @@ class TestOnGpu:
         ids = backend.store("b", later)
         assert backend.retrieve("b", 10 * later.embeddings[:, 0], 1).ids.tolist() == [ids.tolist()]
         assert_same_chunks(backend.fetch("b", ids), later)
+
+    def test_is_dropped_while_another_thread_searches(self, index: str) -> None:
+        searched, dropped = gpu(index), gpu(index)
+        chunks = make_chunks(2000, vectors=1, size=64, heads=1, width=1)
+        searched.store("a", chunks)
+        queries = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+        want = searched.retrieve("a", queries, 8).ids
+        stop = threading.Event()
+
+        def search() -> bool:
+            same = True
+            while not stop.is_set():
+                same = same and torch.equal(searched.retrieve("a", queries, 8).ids, want)
+            return same
+
+        with ThreadPoolExecutor(1) as pool:
+            searching = pool.submit(search)
+            try:
+                for _ in range(5):
+                    dropped.store("a", chunks)
+                    dropped.retrieve("a", queries, 8)
+                    dropped.drop("a")
+            finally:
+                stop.set()
+            assert searching.result()
 
     def test_resources_are_shared(self, index: str) -> None:
         first, second = gpu(index), gpu(index)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,50 @@ def test_a_save_that_fails_leaves_the_old_state(saved: Path, monkeypatch: pytest
     backend.close()
     with open_at(saved) as other:
         assert other.count("a") == 85
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_a_save_interrupted_when_it_is_complete_is_there(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def replace_and_interrupt(path: Path, target: Path) -> Path:
+        replaced = replace(path, target)
+        os.kill(os.getpid(), signal.SIGINT)
+        return replaced
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    backend = open_at(saved)
+    try:
+        backend.store("a", make_chunks(5, dtype=torch.bfloat16))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace_and_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                backend.save()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with open_at(saved) as other:  # what a process sees that is started next
+        assert other.count("a") == 85
+    backend.close()
+    assert len(list(saved.iterdir())) == 2
+
+
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_what_was_loaded_does_not_change_with_the_file(tmp_path: Path, compression: str) -> None:
+    chunks = make_chunks(20)
+    chunks = attrs.evolve(chunks, embeddings=chunks.embeddings + 10)  # so that there is a centre as well
+    with open_at(tmp_path, compression=compression) as backend:
+        ids = backend.store("a", chunks)
+        found = backend.retrieve("a", QUERIES, 4)
+        fetched = backend.fetch("a", ids)
+    with open_at(tmp_path, compression=compression) as backend:
+        for path in tmp_path.glob("*/*.safetensors"):
+            with path.open("r+b") as file:  # the same file, and not one in its place
+                file.write(bytes(path.stat().st_size))
+        again = backend.retrieve("a", QUERIES, 4)
+        assert torch.equal(again.ids, found.ids)
+        assert torch.equal(again.scores, found.scores)
+        assert torch.equal(backend.ids("a"), ids)
+        assert_same_chunks(backend.fetch("a", ids), fetched)
 
 
 def test_hnswlib_failing_silently_is_noticed(tmp_path: Path) -> None:

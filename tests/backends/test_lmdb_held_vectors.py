@@ -110,6 +110,30 @@ def test_what_is_idle_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert held(backend) == {}
 
 
+def test_what_grows_is_held_up_to_the_limit(tmp_path: Path) -> None:
+    with open_at(tmp_path, hold_vectors=100 * CHUNK_BYTES) as backend:
+        counts = []
+        for more in (60, 30, 10, 1):
+            backend.store("a", make_chunks(more))
+            backend.flush()
+            backend.retrieve("a", random_queries(1), 1)
+            counts.append(held(backend))
+            assert sum(found.room.nbytes for found in backend._held._held.values()) <= 100 * CHUNK_BYTES
+        assert counts == [{1: 60}, {1: 90}, {1: 100}, {}]
+
+
+def test_what_a_copy_takes_the_place_of_is_forgotten(tmp_path: Path) -> None:
+    with open_at(tmp_path) as backend:
+        for name in ("a", "b"):
+            ids = backend.store(name, make_chunks(20))
+            backend.flush()
+            backend.retrieve(name, random_queries(1), 1)
+            backend.fetch(name, ids)
+        assert set(held(backend)) == set(backend._checks._seen) == {1, 2}
+        backend.copy("a", "b")
+        assert set(held(backend)) == set(backend._checks._seen) == {1}
+
+
 def test_only_blocks_that_are_new_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_writing, "BLOCK_BYTES", 8 * CHUNK_BYTES)
     read = []

@@ -22,7 +22,9 @@ pytest.importorskip("lmdb")
 
 from memcore_lmdb import copying
 from memcore_lmdb.backend import LmdbBackend
+from memcore_lmdb.environment import Environment
 from memcore_lmdb.options import LmdbOptions
+from memcore_lmdb.registry import _ForkGuard, environments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +162,59 @@ class TestForks:
                 backend.flush()
             stop.set()
             assert reading.result() > 0
+
+
+class _Watched:
+    """The lock of an environment, which tells when a thread comes to wait for it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.asked = threading.Event()
+
+    def acquire(self) -> bool:
+        self.asked.set()
+        acquired: bool = self._lock.acquire()
+        return acquired
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_a_fork_waits_for_what_is_opened_while_two_threads_are_about_to_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = _ForkGuard()  # of its own: nothing forks here
+    first, second = Environment(tmp_path / "a"), Environment(tmp_path / "b")
+    watched: Any = _Watched(first.lock)
+    first.lock = watched
+    monkeypatch.setitem(environments, "a", first)
+    held = []
+
+    def fork() -> None:
+        guard.before()
+        try:
+            held.append(second.lock._is_owned())  # type: ignore[attr-defined]
+        finally:
+            guard.in_parent()
+
+    with ThreadPoolExecutor(2) as pool:
+        with watched:
+            watched.asked.clear()
+            forks = [pool.submit(fork)]
+            assert watched.asked.wait(60)  # for the first, and it knows of no other
+            monkeypatch.setitem(environments, "b", second)
+            watched.asked.clear()
+            forks.append(pool.submit(fork))
+            assert watched.asked.wait(60)
+        for each in forks:
+            each.result(60)
+    assert held == [True, True]
 
 
 class TestCrashes:

@@ -239,18 +239,32 @@ class TestDamage:
             assert len(readable) == 1
             assert backend.verify()
 
-    def test_damaged_records_are_named(self, path: Path) -> None:
+    @pytest.fixture
+    def damaged_record(self, path: Path) -> Path:
+        """A memory with two records, of which ``r`` is damaged."""
         with open_at(path) as backend:
             backend.write_record("r", b"a value that is long enough")
             backend.write_record("s", b"another")
         with open_at(path) as backend, backend._environment.read() as txn:
             key = next(bytes(key) for key, value in txn.cursor() if b"long enough" in bytes(value))
         change(path, key, lambda value: value.__setitem__(-1, value[-1] ^ 1))
-        with open_at(path) as backend:
+        return path
+
+    def test_damaged_records_are_named(self, damaged_record: Path) -> None:
+        with open_at(damaged_record) as backend:
             with pytest.raises(CorruptedError, match="'r'"):
                 backend.read_record("r")
             assert backend.read_record("s") == b"another"
             assert [each for each in backend.verify() if "'r'" in str(each)]
+
+    def test_a_damaged_record_can_be_dropped(self, damaged_record: Path) -> None:
+        with open_at(damaged_record) as backend:
+            backend.drop_record("r")
+            backend.drop_record("r")
+            assert backend.read_record("r") is None
+        with open_at(damaged_record) as backend:
+            assert backend.record_names() == ["s"]
+            assert backend.verify() == []
 
 
 class TestFiles:
@@ -322,6 +336,19 @@ class TestFiles:
                 backend.compact()
         assert file_of(tmp_path).name == "memory-000004.lmdb"
         assert sorted(os.listdir(tmp_path)) == ["memory-000004.lmdb", "memory-000004.lmdb-lock", "writer.lock"]
+
+    def test_it_is_checked_and_compacted_without_what_windows_lacks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("pread", "pwrite"):
+            monkeypatch.delattr(os, name, raising=False)
+        with open_at(tmp_path) as backend:
+            ids = backend.store("a", make_chunks(50, width=50))
+            backend.evict("a", ids[3:])
+            backend.compact()
+        with open_at(tmp_path) as backend:
+            assert backend.verify() == []
+            assert_same_chunks(backend.fetch("a", ids[:3]), select(make_chunks(50, width=50), slice(3)))
 
     def test_what_a_compaction_cut_short_has_left_is_removed(self, tmp_path: Path) -> None:
         with open_at(tmp_path) as backend:
@@ -432,6 +459,39 @@ class TestSpace:
             assert_same_chunks(backend.fetch("b", ids[:2]), select(chunks, slice(2)))
             assert backend.read_record("r") == b"value"
 
+    @pytest.mark.parametrize("map_size", [1 << 16, 1 << 30])
+    def test_no_opening_lets_the_file_grow_beyond_a_limit(self, tmp_path: Path, map_size: int) -> None:
+        chunks = make_chunks(40, width=64, key_size=64, value_size=64)
+        for _ in range(2):  # of a new file, and of one that is there
+            with open_at(tmp_path, map_size=map_size, max_map_size=400_000) as backend:
+                backend.store("a", make_chunks(2))
+                backend.flush()
+                backend.store("b", chunks)
+                with pytest.raises(BackendError, match="max_map_size = 400000"):
+                    backend.flush()
+                backend.drop("b")
+            assert file_of(tmp_path).stat().st_size <= 400_000
+        with open_at(tmp_path) as backend:
+            assert backend.count("a") == 4
+
+    def test_a_file_that_is_larger_than_the_limit_is_opened_and_does_not_grow(self, tmp_path: Path) -> None:
+        chunks = make_chunks(40, width=64, key_size=64, value_size=64)
+        with open_at(tmp_path) as backend:
+            ids = backend.store("a", chunks)
+        size = file_of(tmp_path).stat().st_size
+        with open_at(tmp_path, max_map_size=1 << 20) as backend:
+            assert_same_chunks(backend.fetch("a", ids), chunks)
+            backend.store("b", make_chunks(200, width=64, key_size=64, value_size=64))
+            with pytest.raises(BackendError, match="max_map_size = 1048576"):
+                backend.flush()
+            backend.drop("b")
+            backend.evict("a", ids[2:])
+        assert 1 << 20 < file_of(tmp_path).stat().st_size == size
+        with open_at(tmp_path, max_map_size=1 << 20) as backend:
+            backend.compact()
+            assert file_of(tmp_path).stat().st_size <= 1 << 20
+            assert_same_chunks(backend.fetch("a", ids[:2]), select(chunks, slice(2)))
+
     def test_a_full_buffer_is_committed_before_more_is_taken(self, tmp_path: Path) -> None:
         chunks = make_chunks(10, width=64, key_size=64, value_size=64)
         with open_at(tmp_path, write_buffer=300_000) as backend, open_at(tmp_path, read_only=True) as reader:
@@ -479,6 +539,17 @@ class TestSpace:
             assert torch.equal(backend.ids("b"), backend.ids("a"))
             assert_same_chunks(backend.fetch("b", backend.ids("b")), backend.fetch("a", backend.ids("a")))
             assert backend.verify() == []
+
+    def test_steps_of_a_copy_are_counted_by_the_bytes_of_what_they_copy(self, tmp_path: Path) -> None:
+        with open_at(tmp_path) as backend:
+            backend.store("a", make_chunks(50))
+            backend.flush()
+            found = backend._find("a")
+            assert found is not None
+            with backend._environment.read() as txn:
+                sizes = {key: (len(txn.get(key)), size) for key, size in copying._keys(found)}
+        assert {key[:1] for key in sizes} == {BLOCK, VECTORS, PAYLOAD}
+        assert all(there == said for key, (there, said) in sizes.items() if key[:1] != BLOCK)
 
     def test_a_copy_that_fails_changes_nothing(self, tmp_path: Path) -> None:
         chunks = make_chunks(20, width=64, key_size=64, value_size=64)
@@ -545,6 +616,18 @@ def test_a_float8_payload_is_kept_bit_for_bit(tmp_path: Path) -> None:
         ids = backend.store("a", attrs.evolve(small, lengths=torch.full((3,), 3)))
         backend.flush()
         assert torch.equal(backend.fetch("a", ids).keys.view(torch.uint8), small.keys.view(torch.uint8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ids_may_be_on_a_gpu(tmp_path: Path) -> None:
+    chunks = make_chunks(4)
+    with open_at(tmp_path) as backend:
+        first = backend.store("a", select(chunks, slice(2)))
+        backend.flush()
+        ids = torch.cat((backend.store("a", select(chunks, slice(2, None))), first)).cuda()
+        assert_same_chunks(backend.fetch("a", ids), select(chunks, [2, 3, 0, 1]))
+        backend.evict("a", ids[:3])
+        assert backend.ids("a").tolist() == [1]
 
 
 def test_memory_of_what_was_committed_is_used_again_and_given_back(tmp_path: Path) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import typer
+from tiny_models import random_tokens, tiny_model
+
+import memcore
+from memcore.demo.text import language_reference
+from memcore.evaluation.record import Record
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -20,6 +29,13 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A function that imports a benchmark."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
 def test_backends_are_compared_with_their_libraries(tmp_path: Path) -> None:
     for module in ("faiss", "hnswlib", "lmdb"):
         pytest.importorskip(module, reason=f"{module} is not installed")
@@ -28,6 +44,17 @@ def test_backends_are_compared_with_their_libraries(tmp_path: Path) -> None:
     assert not any("error" in cell for cell in results.values()), results
     for backend in ("exact", "hnswlib", "faiss flat", "faiss ivf", "faiss hnsw", "lmdb"):
         assert backend in printed
+
+
+def test_results_with_other_settings_are_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "backends.json"
+    Record(file, "backends", {"clock": "cpu"}).add("exact, 600, 32", {})
+    before = file.read_bytes()
+    command = [sys.executable, str(BENCHMARKS / "backends.py"), "--quick", "--way", "exact", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "clock = 'cpu', not 'wall'" in " ".join(done.stderr.split())
+    assert file.read_bytes() == before
 
 
 def test_eviction_policies_are_compared(tmp_path: Path) -> None:
@@ -54,6 +81,49 @@ def test_what_observing_costs_is_measured(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "observing.json").read_text())["results"]
     assert all(time > 0 for way in results["retrieve"].values() for time in way)
     assert "nobody watches" in printed
+    assert "20 to 23 chunks in the bank" in printed
+
+
+def test_each_round_of_observing_begins_with_as_many_chunks(
+    module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observing, held = module("observing"), []
+    timed = observing.timed
+
+    def noting(call: Callable[[], Any]) -> float:
+        held.append(call.__defaults__[0].count(observing.SPACE))  # type: ignore[attr-defined]
+        return float(timed(call))
+
+    monkeypatch.setattr(observing, "timed", noting)
+    observing.calls(5, rounds=3, per_round=2)
+    assert held == ([5, 6] * 3 + [6, 7] * 3) * 3
+
+
+def test_embedders_are_compared_and_what_the_results_depend_on_is_kept(
+    module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file, given = tmp_path / "embedders.json", {"tokens": 1500, "window": 128, "documents": 1, "layers": 1, "trials": 0}
+    model = module("tiny").save_tiny_model(tmp_path / "tiny-model")
+    embedders = module("embedders")
+    monkeypatch.setattr(embedders, "language_reference", lambda: language_reference()[:4000])
+    embedders.main(model=model, dtype="float32", json_file=file, **given)
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert {name: record["settings"][name] for name in (*given, "dtype")} == {**given, "dtype": "float32"}
+    assert record["results"]["exact scores of all chunks"]["recall"] > record["results"]["mean key"]["recall"]
+
+
+def test_long_readings_search_an_index_at_any_size(module: Callable[[str], Any], tmp_path: Path) -> None:
+    cells, sizes = module("long_cell"), {"tokens": 1, "seed": 0, "first": 1, "stretch": 1, "decode": 1, "seconds": 1.0}
+
+    def options(way: str, **config: Any) -> dict[str, Any]:
+        what = {"way": way, "config": config, "options": module("long").OPTIONS, "folder": tmp_path}
+        cell = cells.Cell(**what, **sizes, model="", dtype="", files=[], depths=[])
+        return dict(cells.config_of(cell).backend_options)
+
+    assert options("memory:faiss") == options("memory:hnswlib") == {"exact_below": 0}
+    assert options("memory:exact") == {}
+    assert options("memory", backend="faiss", backend_options={"exact_below": 9}) == {"exact_below": 9}
+    assert options("memory:lmdb") == {"path": str(tmp_path / "memory")}
 
 
 def test_a_long_reading_on_disk_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -107,6 +177,53 @@ def test_what_a_gpu_is_asked_runs_without_one(tmp_path: Path) -> None:
     assert (tmp_path / "gpu.png").exists()
 
 
+def test_a_way_that_runs_out_of_memory_says_so_and_any_other_failure_ends_it(
+    module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, model = module("gpu"), tiny_model("llama")
+    assert gpu.memories(torch.device("cuda"), "")["memory in RAM, faiss on cuda"]["backend_options"]["exact_below"] == 0
+
+    def failing(error: Exception) -> Any:
+        def fail(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(gpu, "prefill", fail)
+        return gpu.measure(model, random_tokens(1, 20, seed=0), "memory in RAM, faiss", {}, repeats=1, steps=1)
+
+    said = "Error: 'err == cudaSuccess' failed: StandardGpuResources: alloc fail type IVFLists dev 0 space Device"
+    for error in (
+        RuntimeError(f"{said}\nat a line"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        memcore.BackendError("cannot keep chunks on device 'cuda': CUDA error: out of memory"),
+    ):
+        assert failing(error) == {"error": f"out of memory: {str(error).splitlines()[0]}"}
+        assert not hasattr(model, "memory")
+    with pytest.raises(RuntimeError, match="something else"):
+        failing(RuntimeError("something else"))
+    assert not hasattr(model, "memory")
+
+
+def test_memory_of_a_gpu_that_torch_knows_nothing_of_is_measured(
+    module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, own = 300, 200
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: own)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000 - taken, 1000))
+    with module("outside_torch").OutsideTorch(torch.device("cuda")) as others:
+        own = 650
+        taken = 800
+    assert others.peak == 50
+
+
+def test_texts_of_one_name_are_not_taken_for_one(module: Callable[[str], Any], tmp_path: Path) -> None:
+    files = [tmp_path / name / "text.txt" for name in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name, encoding="utf-8")
+    with pytest.raises(typer.BadParameter, match="two files have the same name"):
+        module("ablations").main(file=files)
+
+
 def test_one_field_is_changed_at_a_time_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     options = ["--set", "chunk_size=8", "--set", "top_k=6", "--group"]
     _, first = small("ablations.py", tmp_path, *options, "sinks", "--variant", "sinks=0")
@@ -119,3 +236,6 @@ def test_one_field_is_changed_at_a_time_and_what_is_done_is_not_done_again(tmp_p
     assert len({tuple(each.values()) for each in losses.values()}) == len(losses), "each variant is read another way"
     assert len(results["pass-keys / default"]) == 2
     assert (tmp_path / "ablations.png").exists()
+    settings = json.loads((tmp_path / "ablations.json").read_text(encoding="utf-8"))["settings"]
+    assert list(settings["texts"]) == ["text.txt"]
+    assert settings["passkey_texts"].keys() == {"number", "depths", "text"}

@@ -143,6 +143,11 @@ def test_a_line_that_is_no_question_is_named(written: str) -> None:
         names["read_questions"](written)
 
 
+def test_an_indented_comment_is_no_question() -> None:
+    names = runpy.run_path(str(EXAMPLES / "question_answering.py"))
+    assert names["read_questions"]("# one\n  # two\n\n  A cat is called | Moth\n") == [("A cat is called", "Moth")]
+
+
 def test_what_is_no_package_is_named() -> None:
     names = runpy.run_path(str(EXAMPLES / "ask_a_package.py"))
     for package in ("no_such_package", "no_such.package", "sys"):

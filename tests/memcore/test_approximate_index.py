@@ -27,6 +27,7 @@ class Ledger(VectorIndex):
     Attributes:
         reach: of every query, no more than so many are found.
         rough: whether products are kept back.
+        surplus: how many times more than it has to a rough one finds.
         keeps_dead: whether removed vectors go on taking room.
     """
 
@@ -34,6 +35,7 @@ class Ledger(VectorIndex):
         self.rough = rough
         self.keeps_dead = keeps_dead
         self.reach = 10**6
+        self.surplus = 2
         self.starts = 0
         self.blocks: list[int] = []
         self.refuses = False
@@ -70,7 +72,7 @@ class Ledger(VectorIndex):
         if self.refuses:
             return None
         assert count < len(self.labels)
-        count = min(2 * count, len(self.labels)) if self.rough else count
+        count = min(self.surplus * count, len(self.labels)) if self.rough else count
         with torch.autocast("cpu", enabled=False):
             best = (queries @ self.vectors.T).topk(count, dim=1)
         labels, products = self.labels[best.indices], best.values
@@ -136,6 +138,15 @@ def test_queries_for_which_too_few_are_found_are_compared_with_all(vectors: int,
     ledger = Ledger(rough=rough)
     ledger.reach = 3
     assert_searches_exactly(ApproximateIndex(ledger, exact_below=0), table)
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 8])
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_a_rough_index_need_not_find_more_than_it_has_to(vectors: int, top_k: int) -> None:
+    ledger, table = Ledger(rough=True), filled(vectors=vectors)
+    ledger.surplus = 1
+    found = ApproximateIndex(ledger, exact_below=0).search(table, QUERIES, top_k)
+    assert found.ids.equal(exact_search(table, QUERIES, top_k).ids)
 
 
 def test_an_index_that_cannot_search_is_done_without() -> None:

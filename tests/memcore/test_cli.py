@@ -106,6 +106,8 @@ def test_doctor_as_json() -> None:
     assert result.exit_code == 0
     found = json.loads(result.output)
     assert found["packages"]["memcore"] == memcore.__version__
+    assert {"torch", "numpy", "accelerate", "peft", "matplotlib", "faiss-gpu", "xxhash"} <= found["packages"].keys()
+    assert not {"memcore-llm", "mkdocs", "ruff"} & found["packages"].keys()
     assert found["backends"]["exact"] == "ok"
     assert "threads" in found["devices"]["cpu"]
 

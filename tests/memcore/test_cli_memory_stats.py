@@ -158,11 +158,11 @@ def test_off_a_terminal_only_what_was_seen_last_is_printed(memory: str) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_on_a_terminal_it_is_drawn_again_in_place(memory: str) -> None:
     screen = Console(force_terminal=True, file=io.StringIO(), width=100, height=60)
-    with opened(memory, "lmdb") as (held, sessions):
+    with opened(memory, "lmdb") as (_, sessions):
         from memcore.memory_statistics import memory_statistics
 
         interrupt_after(0.5)
-        memory_stats._watch(lambda: memory_statistics(held, sessions), 0.1, screen)
+        memory_stats._watch(lambda: memory_statistics(sessions), 0.1, screen)
     drawn = screen.file.getvalue()  # type: ignore[attr-defined]
     assert drawn.count("fragmentation") >= 2
     assert re.search(r"\x1b\[\d*A", drawn)  # the cursor goes up again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_json_has_everything() -> None:
         assert each["fits"]
         assert memcore.MemoryConfig.from_dict(each["config"]).window == 2048
         for place in each["places"]:
+            assert all(re.fullmatch("[a-z_]+", part) for part in place["parts"])
             assert place["needed"] == sum(place["parts"].values()) <= place["budget"]
 
 
@@ -98,7 +100,37 @@ def test_without_a_model_the_known_ones_are_listed() -> None:
     found: dict[str, Any] = {each["name"]: each for each in json.loads(result.output)["models"]}
     assert found["gpt2"]["bytes"] is None
     llama = found["llama-3-8b"]["bytes"]
-    assert llama["memory in int8"] < llama["full attention"] < llama["memory"]
+    assert llama["memory_in_int8"] < llama["full_attention"] < llama["memory"]
+    assert 0 < llama["per_token"] < 2**20
+
+
+def test_the_known_ones_are_listed_in_the_dtype_that_is_asked_for() -> None:
+    found = {each["name"]: each for each in json.loads(run("plan", "--dtype", "float32", "--json").output)["models"]}
+    assert found["llama-3-8b"]["dtype"] == "float32"
+    assert found["llama-3-8b"]["weight_bytes"] == 4 * found["llama-3-8b"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (ROOMY, "--gpu, --ram, --disk"),
+        (("--weights", "5GiB", "--batch", "2"), "--weights, --batch"),
+        (("--tokens", "1M", "--tokens", "2M"), "more than one --tokens"),
+    ],
+)
+def test_what_the_list_of_known_ones_has_no_use_for_is_refused(arguments: tuple[str, ...], named: str) -> None:
+    result = run("plan", *arguments)
+    assert result.exit_code == 1
+    assert f"no use for {named}: name a model" in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk without room")
+def test_the_disk_that_counts_is_the_one_that_the_memory_goes_to() -> None:
+    common = ("plan", "gemma-3-270m", "--gpu", "none", "--ram", "64GB", "--json")
+    (elsewhere,) = json.loads(run(*common, "--path", "/proc/none/memory").output)["plans"]
+    assert [(place["budget"], place["fits"]) for place in elsewhere["places"] if place["name"] == "disk"] == [
+        (0, False)
+    ]
 
 
 def shown() -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cli_runner import run
 from openai import OpenAI
@@ -174,4 +176,32 @@ def test_a_token_that_others_can_guess_and_none_at_all_are_refused(tiny_folder: 
 def test_what_cannot_be_served_is_said(tiny_folder: str, memory: Path) -> None:
     assert "give --path FOLDER" in run("serve", tiny_folder).stderr
     assert "there is no session 'none'" in run("inspect", str(memory), "none", "--html", "x.html").stderr
-    assert "no tokenizer 'nowhere'" in run("inspect", str(memory), "--tokenizer", "nowhere").stderr
+    assert "no tokenizer 'nowhere'" in run("inspect", str(memory), "--port", "0", "--tokenizer", "nowhere").stderr
+
+
+def test_a_port_that_is_taken_is_found_before_the_model_is_loaded(memory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for command in (("serve", "./none", "--path", str(memory)), ("inspect", str(memory))):
+            result = run(*command, "--port", str(taken.getsockname()[1]))
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "choose another with --host or --port" in result.stderr
+
+
+@pytest.mark.parametrize("package", ["uvicorn", "starlette"])
+def test_a_package_that_serving_needs_is_missed_before_the_model_is_loaded(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for module in [
+        name for name in sys.modules if name.partition(".")[0] == package or name == "memcore.serving.guard"
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run("serve", "./none", "--path", str(memory), "--port", "0")
+    assert result.exit_code == 1
+    assert 'serving needs starlette and uvicorn: pip install "memcore-llm[serve]"' in result.stderr
+
+
+def test_an_answer_leaves_nothing_open(tiny_folder: str, memory: Path) -> None:
+    asked = ("ask", tiny_folder, "--session", "book", "--path", str(memory), *CONFIG, "--question", "w1")
+    assert run(*asked, "--max-new-tokens", "1").exit_code == 0
+    assert [file.path for file in psutil.Process().open_files() if file.path.startswith(str(memory))] == []

@@ -51,6 +51,22 @@ def test_what_is_given_beside_a_file_takes_precedence(tmp_path: Path) -> None:
     assert made.layers == (0, 2)
 
 
+def test_what_is_given_beside_a_file_is_there_before_the_file_is_judged(tmp_path: Path) -> None:
+    (tmp_path / "memory.toml").write_text("window = 64")  # no room for a segment and a chunk of 64
+    assert memory_config(str(tmp_path / "memory.toml"), ["chunk_size=16"]).window == 64
+
+
+def test_what_is_wrong_with_a_file_is_said_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "memory.yaml"
+    for text, says in (("backend_options:", "backend_options must be a mapping"), ("window: wide", "window must be")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rf"memory\.yaml: {says}"):
+            memory_config(str(file), path="elsewhere", read_only=True)
+    file.write_text("window: 512")
+    with pytest.raises(ConfigError, match="^top_k must be"):
+        memory_config(str(file), ["top_k=0"])
+
+
 def test_a_path_means_a_memory_on_disk() -> None:
     made = memory_config("", path="memory", read_only=True)
     assert (made.backend, made.backend_options) == ("lmdb", {"path": "memory", "read_only": True})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_runner import run
 
 import memcore
@@ -36,8 +37,9 @@ def configuration(tiny_folder: str, tmp_path: Path) -> Path:
 def test_it_trains_tells_the_share_and_writes_what_loads(configuration: Path, tiny_folder: str) -> None:
     result = run("train", str(configuration))
     assert result.exit_code == 0, result.output
-    assert "memlong: 1,488 of 43,152 parameters train (3.45%): LoRA 1,344, norms 144" in result.output
-    assert "memlong: loss " in result.output
+    assert "memlong: 1,488 of 43,152 parameters train (3.45%): LoRA 1,344, norms 144" in result.stderr
+    assert "memlong: loss " in result.stderr
+    assert "memlong: " not in result.stdout
     assert "\r" not in result.output  # no bars where there is no terminal
     for heading in ("stage", "trained", "steps", "evaluated before"):
         assert heading in result.stdout
@@ -62,12 +64,28 @@ def test_the_same_command_goes_on_where_it_was_interrupted(
         patched.setattr(module._Steps, "on_step_end", interrupting)
         result = run("train", str(configuration))
     assert result.exit_code == 130
-    assert "interrupted: the same command goes on" in result.output
-    result = run("train", str(configuration), "--resume")
-    assert result.exit_code == 0, result.output
+    assert "ending after this step, with a checkpoint; Ctrl-C again ends it now" in result.stderr
+    assert "interrupted: the same command goes on" in result.stderr
+    result = run("train", str(configuration), "--resume", "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
     steps = [json.loads(line)["step"] for line in (configuration.parent / "out" / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert steps[-1] == 4
+
+
+def test_too_little_memory_is_told_with_what_a_training_can_do_about_it(
+    configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+    monkeypatch.setattr(module.Stage, "train", full)
+    result = run("train", str(configuration))
+    assert result.exit_code == 1
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("error: there is not enough memory: CUDA out of memory. Tried to allocate 2 GiB; ")
+    assert "a smaller segment in [data]" in line
+    assert "--" not in line
 
 
 def test_a_wrong_configuration_is_one_line(configuration: Path) -> None:

@@ -188,6 +188,19 @@ def test_overrides_take_precedence_over_everything(tmp_path: Path) -> None:
         assert MemoryConfig.from_value(config, top_k=5).top_k == 5
 
 
+def test_overrides_are_there_before_a_configuration_is_judged(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("window = 64")  # no room for a segment and a chunk of 64
+    with pytest.raises(ConfigError, match=r"a\.toml"):
+        MemoryConfig.from_file(tmp_path / "a.toml")
+    assert MemoryConfig.from_value(tmp_path / "a.toml", chunk_size=16) == MemoryConfig(window=64, chunk_size=16)
+
+
+def test_a_file_may_begin_with_the_mark_that_windows_writes(tmp_path: Path) -> None:
+    for name, text in (("a.toml", "window = 512"), ("a.json", '{"window": 512}'), ("a.yaml", "window: 512")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert MemoryConfig.from_file(tmp_path / name).window == 512
+
+
 def test_what_describes_no_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match="config must be a MemoryConfig"):
         MemoryConfig.from_value(3)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ def test_bounds_of_single_keys_are_the_logits() -> None:
 
 def test_exact_votes_are_attention_mass_shared_out_among_the_chunks() -> None:
     mass = torch.softmax(logits().flatten(1), dim=-1).view(12, 6, 20).sum(dim=(0, 2))
-    torch.testing.assert_close(exact_votes(RECENT, KEYS), mass)
+    torch.testing.assert_close(exact_votes(QUERIES[None], KEYS), mass)
 
 
 def test_a_wrong_block_is_refused_by_name() -> None:

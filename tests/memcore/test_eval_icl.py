@@ -78,10 +78,11 @@ def test_a_draw_depends_on_its_seed_and_test_items_do_not() -> None:
     [
         ("a.csv", 'label,text\n1,"good, ""so"" good"\n0,bad\n1,bad\n0,\n'),
         ("a.tsv", 'text\tother\tlabel\ngood, "so" good\tx\t1\n bad\ty\t0 \nbad\tz\t1\n'),
+        ("a.csv", '\ufefftext,label\n"good, ""so"" good",1\nbad,0\n'),
     ],
 )
 def test_tables_are_read_by_their_columns_and_each_text_once(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     assert read_examples(tmp_path / name) == (Example('good, "so" good', "1"), Example("bad", "0"))
 
 
@@ -263,7 +264,7 @@ def test_the_command_writes_a_table_json_and_a_picture(tiny_folder: str, tmp_pat
     ("more", "says"),
     [
         ([], "give labelled texts"),
-        (["--data", "DATA", "--data", "DATA"], "each once"),
+        (["--data", "DATA", "--data", "DATA"], "two sets have the same name"),
         (["--data", "DATA", "--items", "500"], "fewer than 500 test items"),
         (["--data", "DATA", "--word", "good"], "--word takes LABEL=WORD"),
         (["--data", "DATA", "--label-column", "class"], "no column class"),

@@ -207,6 +207,14 @@ def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: 
     assert len(asked) == 7
 
 
+def test_a_key_among_others_is_no_key_among_those_at_other_depths() -> None:
+    def key(*depths: float) -> str:
+        return Grid(lengths=(300,), depths=depths, seeds=1).key("each", 300, 0.5, 0, "full")
+
+    assert key(0.1, 0.5) != key(0.5, 0.9)  # another vault's, beside keys in other places
+    assert key(0.1, 0.5) == key(0.5, 0.1) == "each 0.1, 0.5 / 300 / 0.5 / 0 / full"
+
+
 def test_the_share_found_is_by_depth_and_length() -> None:
     grid = Grid(lengths=(100, 200), depths=(0.1, 0.9), seeds=2)
     found = {(100, 0.1): [True, True], (200, 0.1): [True, False], (100, 0.9): [False, False]}
@@ -253,7 +261,7 @@ def test_the_command_says_what_is_wrong(tiny_folder: str, tmp_path: Path, more: 
     result = run(*arguments(tiny_folder, tmp_path, *more))
     assert result.exit_code == 1
     assert says in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "passkey.json").exists()
 
 
 def test_the_benchmark_asks_by_the_command(tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

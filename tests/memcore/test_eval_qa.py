@@ -58,6 +58,14 @@ def test_questions_are_read_from_json_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_questions_may_begin_with_a_mark_and_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(
+        '\ufeff{"question": "Who\u2028or\x85what?", "answer": "x"}\r\n{"question": "Where?", "answer": "y"}'.encode()
+    )
+    assert [each.question for each in read_questions(path)] == ["Who\u2028or\x85what?", "Where?"]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -218,11 +226,16 @@ def test_the_command_writes_a_table_json_and_a_picture(tiny_folder: str, tmp_pat
     [
         (["--prompt", "Answer:"], "a place for the question"),
         (["--file", "nowhere.txt"], "cannot read 'nowhere.txt'"),
+        (["--file", "blank.txt"], "blank.txt has no text in it"),
         (["--questions", "nowhere.jsonl"], "cannot read 'nowhere.jsonl'"),
         (["--way", "chunks"], "no way of reading 'chunks'"),
     ],
 )
-def test_the_command_says_what_is_wrong(tiny_folder: str, tmp_path: Path, more: list[str], says: str) -> None:
+def test_the_command_says_what_is_wrong(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("blank.txt").write_text(" \n")
     result = run("eval", "qa", tiny_folder, *files(tmp_path), "--output", str(tmp_path / "out"), *more)
     assert result.exit_code == 1
     assert says in result.stderr

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memcore.eviction import ChunkUsage, EvictionPolicy
-from memcore.eviction_policies import FifoEviction, LfuEviction, LruEviction, MemLongEviction
+from memcore.eviction_policies import FifoEviction, LfuEviction, LruEviction, MemLongEviction, MemLongOptions
 
 POLICIES = [FifoEviction(), LruEviction(), LfuEviction(), MemLongEviction()]
 
@@ -107,10 +107,10 @@ def test_memlong_leaves_something_of_the_smallest_capacity() -> None:
 
 
 def test_memlong_shares_can_be_chosen() -> None:
-    policy = MemLongEviction(keep_newest=0.5, drop_oldest=0.0, target=1.0)
+    policy = MemLongEviction(MemLongOptions(keep_newest=0.5, drop_oldest=0.0, target=1.0))
     assert policy.select(usage(10, retrievals=[1, 0, 1, 1, 1, 0, 0, 0, 0, 0]), 9).tolist() == [1]
 
 
 def test_memlong_shares_must_be_shares() -> None:
     with pytest.raises(ValueError, match="keep_newest"):
-        MemLongEviction(keep_newest=10)
+        MemLongOptions(keep_newest=10)

@@ -8,9 +8,11 @@ import torch
 from int8_tolerance import Int8Tests
 
 from memcore import products
-from memcore.backend import NoOptions
-from memcore.errors import BackendError, ConfigError
+from memcore.backend import MemoryBackend
+from memcore.chunk import ChunkBatch
+from memcore.errors import BackendError, ConfigError, UnknownChunkError
 from memcore.exact_backend import ExactBackend, ExactOptions
+from memcore.options import NoOptions
 from memcore.testing import BackendTests, assert_same_chunks, make_chunks, select
 
 if TYPE_CHECKING:
@@ -91,3 +93,23 @@ def test_chunks_live_on_the_device_and_results_on_the_cpu() -> None:
     assert backend.fetch("a", ids).keys.is_cuda
     result = backend.retrieve("a", torch.zeros(1, 5), 2)
     assert not any(tensor.is_cuda for tensor in (ids, result.ids, result.scores))
+
+
+class Unreadable(ExactBackend):
+    """Copies as backends do that have no way of their own, and cannot read what is in ``"damaged"``."""
+
+    copy = MemoryBackend.copy
+
+    def fetch(self, namespace: str, ids: torch.Tensor) -> ChunkBatch:
+        if namespace == "damaged":
+            raise UnknownChunkError("gone")
+        return super().fetch(namespace, ids)
+
+
+def test_what_cannot_be_read_replaces_nothing() -> None:
+    backend, chunks = Unreadable(ExactOptions()), make_chunks(3)
+    backend.store("damaged", make_chunks(2))
+    ids = backend.store("target", chunks)
+    with pytest.raises(UnknownChunkError):
+        backend.copy("damaged", "target")
+    assert_same_chunks(backend.fetch("target", ids), chunks)

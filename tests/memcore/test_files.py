@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from memcore.errors import UnsupportedInputError, WriteError
-from memcore.files import read_text, replacing
+from memcore.files import not_empty, read_text, replacing
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -53,3 +53,9 @@ def test_a_text_that_is_none_is_named(tmp_path: Path) -> None:
     for name in ("binary", "nowhere"):
         with pytest.raises(UnsupportedInputError, match=name):
             read_text(tmp_path / name)
+
+
+def test_a_text_without_words_is_refused_by_its_name() -> None:
+    assert not_empty(" w1\n", "a.txt") == " w1\n"
+    with pytest.raises(UnsupportedInputError, match=r"a\.txt has no text in it"):
+        not_empty(" \n", "a.txt")

@@ -236,6 +236,13 @@ def test_a_warning_is_shown_unless_quiet(plugin_folder: Any) -> None:
 
 
 def test_verbose_and_quiet_contradict_each_other() -> None:
-    result = run("--verbose", "--quiet", "doctor")
-    assert result.exit_code == 2
-    assert "contradict each other" in result.stderr
+    for words in (
+        ("-v", "-q", "plugins"),
+        ("plugins", "-q", "-v"),
+        ("-q", "plugins", "-v"),
+        ("memory", "list", "x", "-v", "-q"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "contradict each other" in result.stderr
+    assert run("-q", "plugins", "-q").exit_code == 0

@@ -18,9 +18,9 @@ from memcore.bank import MemoryBank
 from memcore.embedders import SubBlockMeans
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
+from memcore.layer_setup import LayerSetup
 from memcore.memory_layer import MemoryLayer, Recalled
 from memcore.options import structure_options
-from memcore.retriever import LayerSetup
 from memcore.rotary import RotaryGeometry
 from memcore.schedule import pieces
 from memcore.window import Columns, LocalWindow

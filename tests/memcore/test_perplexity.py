@@ -110,6 +110,34 @@ def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: 
     assert summary(read["results"], ["window"])["window"][120] == pytest.approx(math.exp((first + means[0]) / 2))
 
 
+def test_another_text_of_the_same_name_is_refused_and_never_taken_for_it(tmp_path: Path) -> None:
+    model, record = tiny_model("llama"), Record(tmp_path / "ppl.json", "ppl", {})
+
+    def score(ids: torch.Tensor) -> None:
+        evaluate(model, {"a.txt": ids}, ["window"], config=SMALL, contexts=[60], scored=20, record=record)
+
+    score(TEXT)
+    before = dict(record.results)
+    score(torch.cat([TEXT[:, :60], TEXT[:, :9]], dim=1))  # the same as far as it is read
+    with pytest.raises(EvaluationError, match=r"'a\.txt' that are there are of another text of this name"):
+        score(random_tokens(1, 160, seed=7))
+    assert record.results == before
+    del record.results["a.txt / window"]["text"]  # as in records of old
+    score(random_tokens(1, 160, seed=7))
+
+
+def test_the_mean_is_of_the_texts_that_were_asked_for() -> None:
+    results = {f"{name} / full": {"losses": {"60": loss}} for name, loss in (("one", 1.0), ("two", 2.0))}
+    assert summary(results, ["full"])["full"][60] == pytest.approx(math.exp(1.5))
+    assert summary(results, ["full"], ["two"])["full"][60] == pytest.approx(math.exp(2.0))
+
+
+def test_a_folder_that_cannot_be_is_refused_before_there_is_a_result(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(memcore.WriteError, match="out' is a file; name a folder"):
+        Record(tmp_path / "out" / "ppl.json", "ppl", {})
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [
@@ -159,6 +187,20 @@ def test_the_command_writes_a_table_json_and_a_picture(tiny_folder: str, tmp_pat
     other = run(*arguments, "--set", "top_k=3")
     assert other.exit_code == 1
     assert "give another folder" in other.stderr
+
+
+def test_the_command_shows_the_texts_that_it_was_given_alone(tiny_folder: str, tmp_path: Path) -> None:
+    for name, step in (("one.txt", 1), ("two.txt", 2)):
+        (tmp_path / name).write_text(" ".join(f"w{n * n * step % 90}" for n in range(150)))
+
+    def shown(name: str, output: str) -> Any:
+        result = run("eval", "ppl", tiny_folder, "--file", str(tmp_path / name), "--context", "100", "--scored", "30",
+                     "--window", "128", "--way", "window", "--output", str(tmp_path / output), "--json")  # fmt: skip
+        return json.loads(result.stdout)["results"]
+
+    one = shown("one.txt", "both")
+    assert shown("two.txt", "both") == shown("two.txt", "two") != one
+    assert shown("one.txt", "both") == one
 
 
 @pytest.mark.parametrize(

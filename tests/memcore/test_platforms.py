@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ntpath
 import re
 import subprocess
@@ -36,6 +37,18 @@ NAMES = (
     "é",
 )
 """What Windows takes for no name of a file, for a device, or for a place elsewhere."""
+
+
+ONLY_UNIX = """
+    chown chroot confstr copy_file_range fchdir fchmod fchown fdatasync fork forkpty fpathconf fstatvfs getegid geteuid
+    getgid getgroups getloadavg getpgid getpgrp getpriority getresgid getresuid getsid getuid getxattr initgroups killpg
+    lchown listxattr lockf major makedev memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open pipe2
+    posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv register_at_fork
+    removexattr sched_getaffinity sched_setaffinity sched_yield sendfile setegid seteuid setgid setgroups setpgid
+    setpriority setresgid setresuid setsid setuid setxattr splice statvfs sync sysconf ttyname uname wait wait3 wait4 waitid writev
+    O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NOFOLLOW O_NONBLOCK O_SYNC WNOHANG
+"""
+"""What the module ``os`` has everywhere but on Windows."""
 
 
 def sources() -> list[Path]:
@@ -95,6 +108,21 @@ def test_no_module_imports_what_only_one_system_has() -> None:
     pattern = re.compile(rf"^(import|from) ({'|'.join(only_some)})\b", re.MULTILINE)  # in a function it may be guarded
     found = {str(file): pattern.search(file.read_text(encoding="utf-8")) for file in sources()}
     assert not {file for file, match in found.items() if match}
+
+
+def test_what_os_has_on_unix_only_is_asked_for_before_it_is_used() -> None:
+    found, only_unix = set(), set(ONLY_UNIX.split())
+    for file in sources():
+        text = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                used = {node.attr}
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                used = {name.name for name in node.names}
+            else:
+                continue
+            found |= {(str(file), name) for name in used & only_unix if f'hasattr(os, "{name}")' not in text}
+    assert not found
 
 
 def test_only_signals_that_every_system_has_are_named() -> None:

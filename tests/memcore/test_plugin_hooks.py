@@ -71,6 +71,10 @@ class Measures:
         self.calls.append(("retrieved", session, backend, nbytes, count, seconds > 0))
 
     @hookimpl
+    def memcore_evict(self, session: str | None, backend: str, capacity: int) -> None:
+        self.calls.append(("evict", session, backend, capacity))
+
+    @hookimpl
     def memcore_evicted(self, session: str | None, backend: str, count: int, seconds: float) -> None:
         self.calls.append(("evicted", session, backend, count, seconds > 0))
 
@@ -210,6 +214,7 @@ def test_a_plugin_is_told_how_much_how_long_and_where(backend: MemoryBackend) ->
         ("stored", "a/layer7", "tables", 4 * size, 4, True),
         ("retrieved", "a/layer7", "tables", 2 * size, 4, True),
         ("stored", "a/layer7", "tables", 4 * size, 8, True),
+        ("evict", "a/layer7", "tables", CAPACITY),
         ("evicted", "a/layer7", "tables", CAPACITY, True),
         ("stored", None, "tables", size, 1, True),
     ]
@@ -262,13 +267,14 @@ def test_nobody_decides_without_plugins() -> None:
 @pytest.mark.parametrize(
     ("choice", "problem"),
     [
-        (torch.tensor([12, 0, 1]), "chose ids that are not stored, or the same twice: [12, 0, 1]"),
-        (torch.tensor([0, 0, 1]), "chose ids that are not stored, or the same twice: [0, 0, 1]"),
+        (torch.tensor([12, 0, 1]), "chose 1 ids that are not stored: 12"),
+        (torch.arange(20, 30), "chose 10 ids that are not stored: 20, 21, 22, 23, 24, ..."),
+        (torch.tensor([0, 0, 1]), "chose ids twice: 0"),
         (torch.tensor([0]), "chose 1 chunks to drop where at least 3 must go"),
         (torch.tensor([0.0, 1.0, 2.0]), "must return int64 [M], got torch.float32 [3]"),
         ([0, 1, 2], "must return int64 [M], got list"),
     ],
-    ids=["unknown", "repeated", "too few", "floats", "list"],
+    ids=["unknown", "many unknown", "repeated", "too few", "floats", "list"],
 )
 def test_a_choice_that_will_not_do_is_passed_over(
     backend: MemoryBackend, caplog: Any, choice: Any, problem: str

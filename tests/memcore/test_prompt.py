@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memcore.errors import UnsupportedInputError, UnsupportedModelError
-from memcore.prompt import closing, opening
+from memcore.prompt import closing, encode, opening
 
 TEMPLATE = (
     "{% for each in messages %}w1 {{ each.role }} {{ each.content }} w2 {% endfor %}"
@@ -46,3 +46,8 @@ def test_a_template_without_what_the_user_says_is_refused(tokenizer: PreTrainedT
     tokenizer.chat_template = "w1"
     with pytest.raises(UnsupportedModelError, match="template"):
         opening(tokenizer, "w5")
+
+
+def test_half_a_character_is_named_and_where_it_stands(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UnsupportedInputError, match=r"'\\ud800' at 3, half of a character"):
+        encode(tokenizer, "w1 \ud800", special=False)

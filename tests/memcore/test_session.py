@@ -80,6 +80,21 @@ def test_a_session_knows_what_one_forward_leaves(family: str) -> None:
     assert torch.equal(logits_after(model, session), expected)
 
 
+@pytest.mark.parametrize("fails", ["memcore.memory.SessionStore", "memcore_adapters.decoder.pin"])
+def test_a_memory_that_could_not_be_opened_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise BackendError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fails, fail)
+        with pytest.raises(BackendError, match="full") as kept:  # and its traceback, which keeps all locals
+            wrapped(**on_disk(tmp_path))
+    read(wrapped(**on_disk(tmp_path)))
+    assert "full" in str(kept.value)
+
+
 def test_asking_leaves_a_session_as_it_is() -> None:
     model = wrapped()
     session = read(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -94,3 +95,15 @@ def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatc
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingDependencyError, match=r"pip install \"memcore-llm\[text\]\""):
         TextEmbedder(OPTIONS)
+
+
+def test_threads_may_share_an_embedder(
+    embedder: TextEmbedder, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memcore.text_embedder._REMEMBERED", 1)  # vectors come and go all the time
+    first = [embedder.embed_chunks(chunks(tokenizer, [text])) for text in TEXTS]
+    with ThreadPoolExecutor(4) as pool:
+        turns = [*range(len(TEXTS))] * 10
+        again = list(pool.map(lambda turn: embedder.embed_chunks(chunks(tokenizer, [TEXTS[turn]])), turns))
+    for turn, vectors in zip(turns, again, strict=True):
+        torch.testing.assert_close(vectors, first[turn])

@@ -57,6 +57,29 @@ def test_rows_of_consecutive_batches_are_consecutive_segments_of_their_own_docum
     assert data.tokens >= 0.75 * sum(len(text) for text in texts)
 
 
+def in_groups(texts: list[Tensor], rows: int, segment: int) -> list[list[Tensor]]:
+    """Return the groups that documents are read in: the longest each time, of equals the one that came first."""
+    groups, waiting = [], sorted((each for each in texts if len(each) >= segment), key=len, reverse=True)
+    while len(waiting) >= rows:
+        group, waiting = waiting[:rows], waiting[rows:]
+        length = len(group[-1]) // segment * segment
+        groups.append([each[:length] for each in group])
+        rest = [each[length:] for each in group if len(each) - length >= segment]
+        waiting = sorted([*waiting, *rest], key=len, reverse=True)
+    return groups
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_longest_documents_that_are_left_are_read_together(rows: int) -> None:
+    lengths = torch.randint(5, 90, (40,), generator=torch.Generator().manual_seed(rows)).tolist()
+    texts = documents(*lengths)
+    data = DocumentSegments(texts, rows=rows, segment=16)
+    assert len(set(lengths)) < len(lengths)  # some are equals
+    for mine, expected in zip(data._groups, in_groups(texts, rows, 16), strict=True):
+        for one, other in zip(mine, expected, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_a_seed_orders_the_documents_and_nothing_else() -> None:
     texts = documents(*range(40, 140, 10))
     one, other, again = (DocumentSegments(texts, rows=2, segment=16, seed=seed) for seed in (1, 2, 1))

@@ -94,13 +94,18 @@ def test_patterns_find_each_text_once_in_the_order_of_names(tmp_path: Path) -> N
     assert found[(tmp_path / "a.txt").resolve()] == "text a.txt"
 
 
+def test_a_mark_at_the_beginning_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffone".encode())
+    assert list(read_documents([str(tmp_path / "a.txt")]).values()) == ["one"]
+
+
 def test_texts_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
     (tmp_path / "empty.txt").write_text(" \n")
     for pattern, message in (
         ("no*.txt", "no file is named"),
         ("latin.txt", "as UTF-8 text"),
-        ("empty.txt", "is empty"),
+        ("empty.txt", "has no text in it"),
     ):
         with pytest.raises(TrainingError, match=message):
             read_documents([str(tmp_path / pattern)])

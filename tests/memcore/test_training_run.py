@@ -125,8 +125,10 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
     want, lines = weights(uninterrupted), (uninterrupted.output / "log.jsonl").read_text()
     again = attrs.evolve(uninterrupted, output=tmp_path / "again")
     handler = signal.getsignal(signal.SIGINT)
-    result = train(again, progress=interrupt_at(tokens, stage))
+    notes: list[str] = []
+    result = train(again, note=notes.append, progress=interrupt_at(tokens, stage))
     assert not result.finished
+    assert "ending after this step, with a checkpoint; Ctrl-C again ends it now" in notes
     assert (result.stages[-1].name, result.stages[-1].steps) == (stage, steps)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (again.output / "trained.safetensors").exists()
@@ -192,12 +194,28 @@ def test_another_training_is_not_written_over(config: TrainingConfig, tmp_path: 
     with pytest.raises(TrainingError, match=r"stages\.0\.steps = 1, not 2"):
         train(attrs.evolve(one_stage, stages=(attrs.evolve(WARM_UP, steps=2),)))
     (tmp_path / "trained.txt").write_text("w1 w2 " * 300)
-    with pytest.raises(TrainingError, match=r"trained\.txt = "):
+    with pytest.raises(TrainingError, match=r"texts\.[0-9a-f]{16}\.0 = 'trained\.txt', not None"):
         train(one_stage)
     (config.output / "run.json").write_text("[")
     with pytest.raises(TrainingError, match="does not say what training this is"):
         train(one_stage)
     assert weights(one_stage).keys() == before.keys()
+
+
+def test_a_training_goes_on_where_it_was_moved_to(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "before").mkdir()
+    for name in ("trained.txt", "held out.txt"):
+        (tmp_path / name).rename(tmp_path / "before" / name)
+    stages = (attrs.evolve(WARM_UP, save_every=1),)
+    here = attrs.evolve(config, documents=("tr*.txt",), evaluation=("h*.txt",), output=Path("out"), stages=stages)
+    monkeypatch.chdir(tmp_path / "before")
+    assert not train(here, progress=interrupt_at(80, "warm-up")).finished
+    (tmp_path / "before").rename(tmp_path / "after")
+    monkeypatch.chdir(tmp_path / "after")
+    assert train(here).finished
+    assert list(TrainingLog(Path("out/log.jsonl")).values("warm-up", "loss")) == [1, 2, 3, 4]
 
 
 def test_texts_that_are_evaluated_on_are_never_trained_on(config: TrainingConfig) -> None:

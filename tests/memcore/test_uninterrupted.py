@@ -58,6 +58,20 @@ def test_the_second_one_comes_at_once() -> None:
         interrupt()
 
 
+def test_a_signal_is_not_lost_behind_one_that_raises() -> None:
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+
+    def work() -> None:
+        with uninterrupted:
+            interrupt()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert heard == [signal.SIGTERM]
+
+
 def test_an_error_of_the_block_is_there_beside_the_interrupt() -> None:
     def work() -> None:
         with uninterrupted:

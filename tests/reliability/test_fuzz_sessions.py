@@ -14,12 +14,14 @@ from tiny_models import random_tokens, tiny_model
 import memcore
 from memcore import MemoryConfig, Session
 from memcore.errors import CorruptedError, MemcoreError, TrainingError
+from memcore.records import Records
 from memcore.session_store import SessionStore
 from memcore.training.memory_state import load_memory, save_memory
 
 CONFIG = MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
 IDS = random_tokens(1, 80, seed=1)
 NAME = "book"
+STATE = f"session-state/{NAME}"
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
@@ -49,17 +51,17 @@ def changed(state: dict[str, torch.Tensor], choice: random.Random) -> dict[str, 
 
 
 def test_changed_states_of_a_session_are_refused_or_open(model: Any) -> None:
-    store: SessionStore = model.memory.sessions
-    records = dict(store._kept)
-    state = load(records[f"session-state/{NAME}"])
+    records: Records = model.memory.bank.records
+    sound = records.read(STATE) or b""
+    state = load(sound)
     choice, refused = random.Random(3), 0
     for _ in range(120):
-        store._kept = {**records, f"session-state/{NAME}": save(changed(state, choice))}
+        records.write(STATE, save(changed(state, choice)))
         try:
             Session(model, NAME, create=False)
         except MemcoreError:
             refused += 1
-    store._kept = records
+    records.write(STATE, sound)
     assert refused > 40
     assert Session(model, NAME).token_ids().tolist() == IDS.tolist()
 
@@ -68,22 +70,23 @@ def test_changed_states_of_a_session_are_refused_or_open(model: Any) -> None:
     "messages", [b"[", b"[" * 100_000, b"{}", b'["x"]', b'[{"role": 3, "content": "x"}]', b'[{"role": "user"}]']
 )
 def test_messages_of_another_kind_are_refused(model: Any, messages: bytes) -> None:
-    store: SessionStore = model.memory.sessions
-    records = dict(store._kept)
-    state = load(records[f"session-state/{NAME}"])
+    records: Records = model.memory.bank.records
+    sound = records.read(STATE) or b""
+    state = load(sound)
     state["messages"] = torch.frombuffer(bytearray(messages), dtype=torch.uint8)
-    store._kept = {**records, f"session-state/{NAME}": save(state)}
+    records.write(STATE, save(state))
     with pytest.raises(CorruptedError, match=f"session '{NAME}'"):
         Session(model, NAME, create=False)
-    store._kept = records
+    records.write(STATE, sound)
 
 
 def test_a_session_that_says_to_be_another_is_refused(model: Any) -> None:
     store: SessionStore = model.memory.sessions
-    store._kept["session/other"] = store._kept[f"session/{NAME}"]
+    records: Records = model.memory.bank.records
+    records.write("session/other", records.read(f"session/{NAME}") or b"")
     with pytest.raises(CorruptedError, match=f"is that of session '{NAME}'"):
         store.info("other")
-    del store._kept["session/other"]
+    records.drop("session/other")
 
 
 def test_changed_memories_of_a_training_are_refused_or_read(model: Any, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from memcore.serving.app import Application
 from memcore.serving.served_model import ServedModel
 from memcore.session_contents import SessionContents
 
+HERE = "http://127.0.0.1:8321"
 QUESTION = {"session": "book", "question": "abc?", "max_new_tokens": 6}
 
 
@@ -223,3 +226,60 @@ def test_questions_at_once_are_answered_one_after_the_other(client: TestClient) 
     for thread in threads:
         thread.join()
     assert answers == [alone] * 4
+
+
+@contextmanager
+def failing(model: ServedModel) -> Iterator[None]:
+    """Have the model fail as a bug does."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    hook = model.session("book").model.register_forward_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny/book", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3, **fields}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/api/v1/ask", QUESTION), ("/v1/chat/completions", chat(stream=True))], ids=["ask", "chat"]
+)
+def test_a_bug_in_the_middle_of_an_answer_is_its_last_event(
+    app: Any, model: ServedModel, token: str, path: str, body: dict[str, Any]
+) -> None:
+    headers = {"authorization": f"Bearer {token}"}
+    with TestClient(app, base_url=HERE, headers=headers, raise_server_exceptions=False) as client:
+        with failing(model):
+            answer = client.post(path, json=body)
+        *_, last = (json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line)
+        assert last["error"]["type"] == "server_error"
+        assert "RuntimeError: no such kernel" in last["error"]["message"]
+        assert client.post(path, json=body).text.count("no such kernel") == 0
+
+
+def test_a_bug_is_an_answer_of_the_shape_of_all_errors(app: Any, model: ServedModel, token: str) -> None:
+    headers = {"authorization": f"Bearer {token}"}
+    with TestClient(app, base_url=HERE, headers=headers, raise_server_exceptions=False) as client:
+        with failing(model):
+            answer = client.post("/v1/chat/completions", json=chat())
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "internal_error"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+def test_half_a_character_is_no_text(client: TestClient) -> None:
+    def post(path: str, body: dict[str, Any]) -> Any:
+        return client.post(path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
+
+    events = post("/api/v1/ask", QUESTION | {"question": "a\ud800"}).text
+    assert json.loads(events.split("\n\n")[-2].removeprefix("data: "))["error"]["code"] == "unsupported_input"
+    told = post("/v1/chat/completions", chat(messages=[{"role": "user", "content": "a\ud800"}]))
+    assert (told.status_code, told.json()["error"]["code"]) == (400, "unsupported_input")
+    for body in (chat(model="tiny/\ud800"), chat(model="\ud800"), chat(session="\ud800", model="tiny")):
+        assert post("/v1/chat/completions", body).status_code == 404

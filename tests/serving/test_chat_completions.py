@@ -124,7 +124,7 @@ def test_sampling_follows_temperature_top_p_and_seed(client: Any) -> None:
         return text(reply(client, max_tokens=16, **fields))
 
     likeliest = sampled()
-    assert sampled(temperature=0) == likeliest
+    assert sampled(temperature=0) == sampled(temperature=1e-30) == likeliest
     assert sampled(temperature=1.8, seed=4) == sampled(temperature=1.8, seed=4) != sampled(temperature=1.8, seed=5)
     assert sampled(temperature=1.8, top_p=1e-6, seed=1) == likeliest
 
@@ -153,6 +153,7 @@ def test_max_completion_tokens_is_taken_too(client: Any) -> None:
         ({"temperature": 9}, "BadRequestError", "temperature", "from 0 to 2"),
         ({"stop": [""]}, "BadRequestError", "stop", "none empty"),
         ({"max_tokens": 0}, "BadRequestError", "max_tokens", "at least 1"),
+        ({"max_tokens": 2**63}, "BadRequestError", "max_tokens", f"below {2**63}"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "BadRequestError", "tools", "not served"),
     ],
 )

@@ -70,6 +70,8 @@ def test_its_own_names_are_served(client: TestClient, host: str) -> None:
     [
         ("192.0.2.7", [], "192.0.2.7:8321", 200),
         ("192.0.2.7", [], "192.0.2.8", 421),
+        ("127.0.0.2", [], "127.0.0.2:8321", 200),
+        ("", [], "[", 421),
         ("192.0.2.7", ["box.example"], "Box.Example", 200),
         ("0.0.0.0", [], "192.0.2.8", 200),
         ("::", [], "[2001:db8::1]:8321", 200),
@@ -86,7 +88,7 @@ def test_names_of_a_server_that_others_reach(
 
 def test_pages_from_elsewhere_cannot_ask(client: TestClient) -> None:
     body = {"session": "book", "question": "a", "max_new_tokens": 1}
-    for origin in ("http://evil.example", "http://127.0.0.1:9", "null"):
+    for origin in ("http://evil.example", "http://127.0.0.1:9", "http://[", "null"):
         refused = client.post("/api/v1/ask", json=body, headers={"origin": origin})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "wrong_origin")
     assert client.post("/api/v1/ask", json=body, headers={"origin": "http://127.0.0.1:8321"}).status_code == 200

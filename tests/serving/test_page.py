@@ -214,6 +214,24 @@ def test_what_goes_wrong_is_said(page: Page, model: ServedModel, url: str) -> No
     expect(page.locator(".exchange")).to_have_count(0)
 
 
+def test_an_answer_that_the_server_does_not_end_is_complained_of(page: Page) -> None:
+    told = 'data: {"type": "begin"}\n\n'
+    page.route("**/api/v1/ask", lambda route: route.fulfill(content_type="text/event-stream", body=told))
+    page.get_by_role("textbox", name="Question").fill(QUESTION)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("the server ended the answer")
+    expect(page.locator("#progress")).to_be_empty()
+    expect(page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+
+
+def test_passages_that_cannot_be_had_are_complained_of(page: Page, visit: Visit) -> None:
+    ask(page)
+    page.route("**/api/v1/text?*", lambda route: route.fulfill(status=500, json={"error": {"message": "it is gone"}}))
+    page.locator(".token").first.click()
+    expect(page.get_by_role("alert")).to_contain_text("it is gone")
+    assert all(each.startswith("Failed to load resource") for each in visit.complaints)
+
+
 def test_what_comes_late_of_a_session_is_not_shown_in_place_of_a_later_one(visit: Visit, url: str) -> None:
     held: list[Any] = []
     first = "**/api/v1/session?name=*img*"  # which opens by itself

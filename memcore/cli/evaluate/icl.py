@@ -79,8 +79,12 @@ def icl(
         read = [read_examples(file, text=text_column, label=label_column) for file in files]
         tests = () if test is None else read[1]
         tasks.append(make_task(path.stem, read[0], tests, words=_words(word), prompt=prompt.replace("\\n", "\n")))
-    if not tasks or len({task.name for task in tasks}) < len(tasks):
-        raise EvaluationError("give labelled texts, each once: --data FILE, or --dataset NAME --data-folder FOLDER")
+    if not tasks:
+        raise EvaluationError("give labelled texts: --data FILE, or --dataset NAME --data-folder FOLDER")
+    if len({task.name for task in tasks}) < len(tasks):
+        raise EvaluationError(
+            "two sets have the same name, by which their results would be kept: a file has that before .csv or .tsv"
+        )
     protocol = Protocol(demonstrations=demonstrations, shots=shots, items=items, seeds=seeds)
     setting = prepare(
         model,

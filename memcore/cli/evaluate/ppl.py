@@ -28,7 +28,10 @@ def ppl(
     every: Annotated[int, typer.Option(min=1, help="Score every N-th of these only: logits cost time.")] = 1,
     way: Annotated[
         list[str] | None,
-        typer.Option(help="How to read: chunks, window, full, streaming, random, memory, memory:BACKEND."),
+        typer.Option(
+            help="How to read: chunks, window, full, streaming, random, memory, memory:BACKEND; all but the first and "
+            "the last if left out."
+        ),
     ] = None,
     trained: TrainedOption = None,
     window: WindowOption = None,
@@ -83,7 +86,7 @@ def ppl(
             record=record,
             progress=lambda key: start(key, max(context)),
         )
-    _show(record.results, setting.ways, output, setting.title, as_json=as_json)
+    _show(record.results, setting.ways, list(texts), output, setting.title, as_json=as_json)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path, needed: int) -> Tensor:
@@ -96,17 +99,19 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path, needed: int) -> Tens
     return ids[:, :needed]
 
 
-def _show(results: dict[str, Any], ways: Sequence[str], output: Path, model: str, *, as_json: bool) -> None:
+def _show(
+    results: dict[str, Any], ways: Sequence[str], texts: Sequence[str], output: Path, model: str, *, as_json: bool
+) -> None:
     from rich.table import Table
 
-    from memcore.evaluation.perplexity import summary
+    from memcore.evaluation.perplexity import result_name, summary
     from memcore.evaluation.plots import plot_over_context
 
-    values = summary(results, ways)
+    values = summary(results, ways, texts)
     contexts = sorted({context for row in values.values() for context in row})
     table = Table("way", *(f"{context:,}" for context in contexts), "tok/s")
     for way, row in values.items():
-        runs = [result for key, result in results.items() if key.rpartition(" / ")[2] == way]
+        runs = [results[result_name(text, way)] for text in texts]
         speed = sum(run["read"] for run in runs) / sum(run["seconds"] for run in runs)
         table.add_row(way, *(f"{row[context]:.2f}" for context in contexts), f"{speed:,.0f}")
     if not as_json:

@@ -19,8 +19,7 @@ from memcore.cli.evaluate.setting import (
 )
 from memcore.cli.output import JsonOption, console, reading_progress
 from memcore.cli.settings import ConfigOption, DeviceOption, DtypeOption, SetOption, WindowOption
-from memcore.errors import EvaluationError
-from memcore.files import read_text
+from memcore.files import not_empty, read_text
 
 if TYPE_CHECKING:
     from memcore.evaluation.questions import Question
@@ -55,9 +54,7 @@ def qa(
     from memcore.evaluation.questions import read_questions
     from memcore.evaluation.record import Record
 
-    asked, text = read_questions(questions), read_text(file)
-    if not text.strip():
-        raise EvaluationError(f"{file} has no text in it")
+    asked, text = read_questions(questions), not_empty(read_text(file), str(file))
     setting = prepare(
         model,
         trained=trained,

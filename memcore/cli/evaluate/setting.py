@@ -11,7 +11,7 @@ import attrs
 import typer
 
 from memcore.cli import completion
-from memcore.cli.output import console, notes, print_json, quiet_transformers
+from memcore.cli.output import console, loading, print_json
 from memcore.cli.settings import memory_config
 
 if TYPE_CHECKING:
@@ -96,14 +96,14 @@ def prepare(
     chosen, base = tuple(ways or WAYS), None
     if trained is None:  # else it depends on what they were trained with
         check_ways(chosen, memory_config(config, settings, window=window), known=known or MOST)
-    with notes.status("Loading the model ..."):
+    with loading(model):
         from memcore.fingerprint import model_fingerprint
+        from memcore.model_source import title_of
         from memcore.reader import load_model
 
-        quiet_transformers()
         loaded: Any
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
-        title = Path(model).resolve().name if Path(model).is_dir() else model
+        title = title_of(model)
         # A folder may be moved, or stand elsewhere on another machine, and still hold the same model.
         record: dict[str, Any] = {
             "model": title,

@@ -51,7 +51,7 @@
       );
       this.answer.addEventListener("click", (event) => {
         const index = this.buttons.indexOf(event.target);
-        if (index >= 0) this.choose(index);
+        if (index >= 0) this.choose(index).catch(memcore.complain);
       });
       this.answer.addEventListener("keydown", (event) => this.move(event));
     }

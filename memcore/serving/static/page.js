@@ -68,6 +68,7 @@
     const exchange = memcore.exchanges.begin(session, question);
     let unheard = "";
     let heard_at = Date.now();
+    let ended = false;
     const hear = () => {
       id("heard").append(element("span", { textContent: unheard }));
       unheard = "";
@@ -86,10 +87,12 @@
           unheard += told.text;
           if (Date.now() - heard_at > HEARD_EVERY && unheard.trim()) hear();
         } else if (told.type === "end") {
+          ended = true;
           exchange.note.textContent = took(told.tokens, told.seconds);
           id("progress").textContent = "Answered.";
         }
       }
+      if (!ended) throw new Error("the server ended the answer");
     } catch (error) {
       if (error.name === "AbortError") id("progress").textContent = exchange.note.textContent = "Stopped.";
       else {

@@ -35,7 +35,7 @@
   function draw() {
     lay();
     const pen = canvas.getContext("2d");
-    const [line, uses, share, ink] = ["--line", "--uses", "--share", "--ink"].map(colour);
+    const [line, uses, share, ink, muted, paper] = ["--line", "--uses", "--share", "--ink", "--muted", "--paper"].map(colour);
     const most = Math.log1p(cells.reduce((highest, cell) => Math.max(highest, cell.retrievals), 1));
     const largest = shares ? Math.max(1e-9, ...shares.values()) : 1;
     const gap = size > 5 ? 1 : 0;
@@ -52,11 +52,11 @@
       };
       if (cell.kind === "window") {
         pen.globalAlpha = shares ? 0.5 : 1;
-        pen.strokeStyle = colour("--muted");
+        pen.strokeStyle = muted;
         pen.strokeRect(x + 0.5, y + 0.5, side - 1, side - 1);
       } else if (cell.held === 0) {
         pen.globalAlpha = shares ? 0.5 : 1;
-        pen.strokeStyle = colour("--muted");
+        pen.strokeStyle = muted;
         pen.beginPath();
         pen.moveTo(x, y + side);
         pen.lineTo(x + side, y);
@@ -67,7 +67,7 @@
         else if (part > 0) fill(share, 0.15 + 0.85 * part);
         if (cell.held < layers) {
           pen.globalAlpha = 1;
-          pen.fillStyle = colour("--paper");
+          pen.fillStyle = paper;
           pen.fillRect(x + side / 2, y + side / 2, side / 2, side / 2);
         }
       }
