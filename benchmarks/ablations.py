@@ -31,7 +31,6 @@ from memcore.cli.evaluate.setting import digest
 from memcore.cli.settings import SetOption, memory_config
 from memcore.demo.text import language_reference
 from memcore.demo.weights import demo_model_path
-from memcore.evaluation.losses import Progress as Tell
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.perplexity import perplexity, relative, spans_for
@@ -42,6 +41,7 @@ from memcore.evaluation.ways import read_as
 from memcore.files import read_text
 from memcore.fingerprint import model_fingerprint
 from memcore.prompt import encode
+from memcore.reader import Progress as Tell
 from memcore.reader import Reader, load_model
 
 Changes = dict[str, Any]

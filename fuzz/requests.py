@@ -23,7 +23,7 @@ class Requests(Target):
 
     def read(self, data: bytes) -> None:
         """Read bytes in every way."""
-        refused(lambda: whole_number(data.decode(errors="replace"), "from", None))
+        refused(lambda: whole_number(data.decode(errors="replace"), "from"))
         values: object = None
         with suppress(ValueError):  # which the server makes an answer of
             values = parse_json(data)

@@ -71,7 +71,7 @@ class Retriever:
         asked = RecentQueries(queries=queries, kv_heads=kv_heads, token_ids=recent.token_ids[row, live])
 
         def rescore(chunks: ChunkBatch) -> Tensor:
-            keys, turned = to_device(chunks.keys, queries.device).float(), queries[None]
+            keys, turned = to_device(chunks.keys, queries.device).float(), queries.expand(len(chunks), -1, -1, -1)
             if geometry is not None:
                 # As if every chunk began at position 0, its tokens at their true spacing. In place of its keys the
                 # queries are turned, the other way: they are fewer.

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from memcore.config import MemoryConfig
 from memcore.evaluation.labelled_texts import Example, Task, draw_demonstrations, draw_tests
-from memcore.evaluation.losses import Progress
 from memcore.evaluation.ranking import encode_options, log_probabilities
 from memcore.evaluation.record import Record
 from memcore.evaluation.ways import check_ways, read_as, seen
 from memcore.prompt import encode
-from memcore.reader import Reader
+from memcore.reader import Progress, Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,13 +11,11 @@ from torch import Tensor
 
 from memcore.cache_argument import cache_argument
 from memcore.errors import UnsupportedInputError
+from memcore.reader import Progress
 from memcore.schedule import pieces
 
 if TYPE_CHECKING:
     from memcore.memory import Memory
-
-Progress = Callable[[int, int], None]
-"""Called with (tokens read, tokens in all)."""
 
 Span = tuple[int, int]
 """Positions from the first to before the second."""

@@ -12,12 +12,11 @@ import torch
 
 from memcore.config import MemoryConfig
 from memcore.errors import EvaluationError
-from memcore.evaluation.losses import Progress
 from memcore.evaluation.needles import NEEDLES, Trial, check_length, make_trial
 from memcore.evaluation.record import Record
 from memcore.evaluation.vaults import Hidden, with_keys
 from memcore.evaluation.ways import PIECE, check_ways, read_as, seen
-from memcore.reader import Reader
+from memcore.reader import Progress, Reader
 from memcore.transfer import input_device
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from memcore.config import MemoryConfig
 from memcore.errors import EvaluationError
-from memcore.evaluation.losses import Progress, Span, cached_losses, windowed_losses
+from memcore.evaluation.losses import Span, cached_losses, windowed_losses
 from memcore.evaluation.record import Record
 from memcore.evaluation.ways import PIECE, WAYS, check_ways, memory_for, read_as
+from memcore.reader import Progress
 
 PERPLEXITY_WAYS: Final = {"chunks": "the plain model, one window after the other", **WAYS}
 """Ways of reading a text here. The window slides by half of itself."""

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from memcore.config import MemoryConfig
 from memcore.errors import EvaluationError
-from memcore.evaluation.losses import Progress
 from memcore.evaluation.questions import Question
 from memcore.evaluation.ranking import encode_options, log_probabilities
 from memcore.evaluation.record import Record
 from memcore.evaluation.ways import check_ways, read_as, seen
 from memcore.prompt import closing, opening
-from memcore.reader import Reader
+from memcore.reader import Progress, Reader
 from memcore.transcript import next_turn
 
 if TYPE_CHECKING:

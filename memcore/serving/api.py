@@ -60,8 +60,8 @@ class Api:
 
     async def text(self, request: Request) -> Response:
         """Tell a session's text in its pieces, from ``first`` on, ``count`` of them."""
-        first = whole_number(request.query_params.get("first"), "first", 0) or 0
-        count = whole_number(request.query_params.get("count"), "count", None)
+        first = whole_number(request.query_params.get("first"), "first") or 0
+        count = whole_number(request.query_params.get("count"), "count")
         pieces = await run_in_threadpool(self._contents.text, _session(request), first, count)
         return JSONResponse({"first": first, "pieces": pieces})
 

@@ -183,14 +183,14 @@ def chat_request(values: Mapping[str, object]) -> ChatRequest:
     )
 
 
-def whole_number(text: str | None, name: str, otherwise: int | None) -> int | None:
-    """Return a number of an address's query.
+def whole_number(text: str | None, name: str) -> int | None:
+    """Return a number of an address's query, None if it is not there.
 
     Raises:
         RequestError: it is none.
     """
     if text is None:
-        return otherwise
+        return None
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise RequestError(f"{name} must be a whole number, got {describe(text)}", param=name)
     return int(text)
