@@ -45,8 +45,8 @@ ONLY_UNIX = """
     lchown listxattr lockf major makedev memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open pipe2
     posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv register_at_fork
     removexattr sched_getaffinity sched_setaffinity sched_yield sendfile setegid seteuid setgid setgroups setpgid
-    setpriority setresgid setresuid setsid setuid setxattr splice statvfs sync sysconf ttyname uname wait wait3 wait4 waitid writev
-    O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NOFOLLOW O_NONBLOCK O_SYNC WNOHANG
+    setpriority setresgid setresuid setsid setuid setxattr splice statvfs sync sysconf ttyname uname wait wait3 wait4
+    waitid writev O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NOFOLLOW O_NONBLOCK O_SYNC WNOHANG
 """
 """What the module ``os`` has everywhere but on Windows."""
 
