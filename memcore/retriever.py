@@ -74,7 +74,7 @@ class Retriever:
             keys, turned = to_device(chunks.keys, queries.device).float(), queries.expand(len(chunks), -1, -1, -1)
             if geometry is not None:
                 # As if every chunk began at position 0, its tokens at their true spacing. In place of its keys the
-                # queries are turned, the other way: they are fewer.
+                # queries are turned, the other way: as a rule they are fewer.
                 turned = rotate(turned, chunks.starts[:, None, None], geometry)
                 turned[..., geometry.turning] /= geometry.attention_scaling
             return exact_votes(turned, keys)
