@@ -218,6 +218,18 @@ def icl_table(folder: Path) -> str:
     return markdown_table(["", *ways], rows)
 
 
+def ablation_table(results: dict[str, Any]) -> str:
+    """Return the ratio to full attention's perplexity, and the speed, of each variant of the configuration."""
+    from ablations import rows
+
+    names = [name for name in ways_of(results) if name != "full attention"]
+    cells = [
+        [name, f"{ratio:.3f} ± {error:.3f}", f"{speed:,.0f}"]
+        for name, (ratio, error, _, speed) in rows(results, names).items()
+    ]
+    return markdown_table(["", "perplexity / full attention's", "tok/s"], cells)
+
+
 def results_in(path: Path) -> dict[str, Any]:
     """Return the results of a record."""
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
@@ -244,6 +256,8 @@ def made() -> dict[str, str]:
                 tables[folder.name] = perplexity_table(results, "full")
         if (folder / "passkey.json").exists():
             tables[folder.name] = passkey_table(results_in(folder / "passkey.json"))
+        if (folder / "ablations.json").exists():
+            tables[folder.name] = ablation_table(results_in(folder / "ablations.json"))
         if list(folder.glob("icl-*.json")):
             tables[folder.name] = icl_table(folder)
     if trained:

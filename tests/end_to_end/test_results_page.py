@@ -67,3 +67,12 @@ def test_sets_that_were_read_in_different_ways_share_a_table(results: Any, tmp_p
     write(tmp_path / "icl" / "icl-b.json", {f"seed {n} / full": {"accuracy": 1.0} for n in range(2)})
     lines = results.made()["icl"].splitlines()
     assert [lines[0], *lines[2:]] == ["|  | memory | full |", "| a | 50.0 ± 0.0 |  |", "| b |  | 100.0 ± 0.0 |"]
+
+
+def test_variants_of_the_configuration_are_compared_with_full_attention(results: Any, tmp_path: Path) -> None:
+    def measured(loss: float) -> dict[str, Any]:
+        return {"losses": {"8": loss}, "blocks": {"8": [loss, loss]}, "read": 80, "seconds": 2}
+
+    found = {"a.txt / full attention": measured(3.0), "a.txt / default": measured(3.1), "pass-keys / default": [True]}
+    write(tmp_path / "ablations" / "ablations.json", found)
+    assert results.made()["ablations"].splitlines()[2:] == ["| default | 1.105 ± 0.000 | 40 |"]
