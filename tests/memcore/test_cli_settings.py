@@ -63,7 +63,7 @@ def test_what_is_wrong_with_a_file_is_said_of_the_file(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"memory\.yaml: {says}"):
             memory_config(str(file), path="elsewhere", read_only=True)
     file.write_text("window: 512")
-    with pytest.raises(ConfigError, match="^top_k must be"):
+    with pytest.raises(ConfigError, match=r"^top_k must be"):
         memory_config(str(file), ["top_k=0"])
 
 
