@@ -15,9 +15,10 @@ from memcore.log_event import ROOT
 
 
 def hide_notes(context: typer.Context) -> None:
-    """Show no progress and no notes on standard error until the context is left."""
+    """Show no progress and no notes on standard error until the command is done."""
     before, notes.quiet = notes.quiet, True
-    context.call_on_close(lambda: setattr(notes, "quiet", before))
+    # The root's: that of a command whose other options are wrong is never left.
+    context.find_root().call_on_close(lambda: setattr(notes, "quiet", before))
 
 
 def take_behind_commands(group: TyperGroup) -> None:

@@ -41,7 +41,7 @@ def desk(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "empty": " \n",
         "typo.toml": "window = 256\ntop_k = = 3\n",
         "field.toml": "windw = 256\n",
-        "type.yaml": 'chunk_size: "64"\n',
+        "type.yaml": 'sinks: "4"\n',
         "open.yaml": "window: [1\n",
         "list.json": "[1, 2]\n",
         "table.csv": "text,kind\nw1,a\n",
@@ -145,7 +145,7 @@ PPL = "eval ppl {tiny} --output {folder} --file {book} --scored 50 --way window 
         (READ + " --config {book}", 1, ("ends in .toml, .yaml, .yml, .json", "{book}")),
         (READ + " --config {typo_toml}", 1, ("{typo_toml}", "line 2, column 9")),
         (READ + " --config {field_toml}", 1, ("{field_toml}", "'windw', did you mean 'window'?")),
-        (READ + " --config {type_yaml}", 1, ("{type_yaml}: chunk_size must be an integer, got '64' (str)",)),
+        (READ + " --config {type_yaml}", 1, ("{type_yaml}: sinks must be an integer, got '4' (str)",)),
         (READ + " --config {open_yaml}", 1, ("{open_yaml}", "line 2")),
         (READ + " --config {list_json}", 1, ("expected field names and values, got [1, 2]",)),
         # the demo

@@ -21,6 +21,7 @@ from tiny_models import random_tokens, tiny_model
 
 import memcore
 from memcore import events
+from memcore.cli.output import notes
 from memcore.log_event import ROOT, LogEvent
 
 FOLDERS = ("memcore", "backends", "adapters")
@@ -245,4 +246,6 @@ def test_verbose_and_quiet_contradict_each_other() -> None:
         result = run(*words)
         assert result.exit_code == 2
         assert "contradict each other" in result.stderr
+        assert not notes.quiet
     assert run("-q", "plugins", "-q").exit_code == 0
+    assert not notes.quiet
