@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from character_tokenizer import character_tokenizer
 from cli_runner import run
+from pseudo_terminal import shown_on_a_terminal
 from tiny_models import tiny_model
 
 import memcore
@@ -126,20 +126,8 @@ def test_the_first_interrupt_ends_the_reply_and_the_second_the_turn() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.timeout(60)
 def test_on_a_terminal_it_says_what_can_be_done_and_prompts(tiny_folder: str) -> None:
-    import pty
-
-    ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "from memcore.cli import app; app()", "chat", tiny_folder, *SMALL]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "dumb"})
-    os.close(theirs)
-    os.write(ours, b"w1 w2\n/exit\n")
-    shown = b""
-    try:
-        while piece := os.read(ours, 4096):
-            shown += piece
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(ours)
-    assert process.wait() == 0, shown.decode()
+    code, shown = shown_on_a_terminal(command, {**os.environ, "TERM": "dumb"}, typed=b"w1 w2\n/exit\n")
+    assert code == 0, shown.decode()
     assert b"/exit or Ctrl-D leaves" in shown
     assert shown.count(b"> ") == 2
