@@ -70,11 +70,15 @@ class Checked(RawLibrary):
 
 
 class CheckedLmdb(Checked):
-    """LMDB, which keeps all of a chunk, and a checksum of each of its parts."""
+    """LMDB, which keeps all of a chunk, and a checksum of each of its parts.
+
+    What is stored is held until it is committed: a commit that fails, as the disk is full, loses nothing.
+    """
 
     def __init__(self, raw: Lmdb) -> None:
         super().__init__(raw)
         self.lmdb = raw
+        raw.held = []
 
     def keep(self, chunks: ChunkBatch) -> None:
         """Put what the raw side leaves out."""

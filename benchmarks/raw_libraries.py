@@ -176,7 +176,11 @@ class FaissIvf(Faiss):
 
 
 class Lmdb(RawLibrary):
-    """LMDB holds vectors and payloads; it has no search, so brute force over the vectors in memory stands for one."""
+    """LMDB holds vectors and payloads; it has no search, so brute force over the vectors in memory stands for one.
+
+    Attributes:
+        held: keys and values that are put when it commits; None to put each at once.
+    """
 
     def __init__(self, size: int, count: int, settings: dict[str, Any], folder: Path) -> None:
         import lmdb
@@ -186,6 +190,7 @@ class Lmdb(RawLibrary):
         self.transaction: Any = self.environment.begin(write=True)
         self.seen: list[Tensor] = []
         self.waiting = 0
+        self.held: list[tuple[bytes, bytes]] | None = None
 
     def store(self, chunks: ChunkBatch) -> None:
         """Put every tensor of every chunk under a key of its own."""
@@ -202,8 +207,12 @@ class Lmdb(RawLibrary):
             self.finish()
 
     def put(self, name: int, chunk: int, part: memoryview) -> None:
-        """Put a part of a chunk."""
-        self.transaction.put(bytes((name,)) + chunk.to_bytes(8, "big"), part)
+        """Put a part of a chunk, or hold a copy of it until there is a commit."""
+        key = bytes((name,)) + chunk.to_bytes(8, "big")
+        if self.held is None:
+            self.transaction.put(key, part)
+        else:
+            self.held.append((key, bytes(part)))
         self.waiting += part.nbytes
 
     def add(self, vectors: Tensor) -> None:
@@ -212,7 +221,10 @@ class Lmdb(RawLibrary):
 
     def finish(self) -> None:
         """Commit."""
+        for key, part in self.held or ():
+            self.transaction.put(key, part)
         self.transaction.commit()
+        self.held = None if self.held is None else []
         self.transaction = self.environment.begin(write=True)
         self.waiting = 0
 
