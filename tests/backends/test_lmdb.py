@@ -12,6 +12,7 @@ from memcore.testing import PersistentBackendTests, make_chunks
 pytest.importorskip("lmdb")
 
 import lmdb
+from lmdb_memories import file_of
 from memcore_lmdb.backend import LmdbBackend
 from memcore_lmdb.options import LmdbOptions
 
@@ -45,7 +46,7 @@ def numbers(value: bytes, at: int, shape: tuple[int, ...], dtype: torch.dtype) -
 
 def raw_value(backend: LmdbBackend, namespace: str, id: int) -> tuple[bytes, int, torch.dtype]:
     """Read a payload past the backend, from a copy of its file; return its length and the namespace's dtype, too."""
-    (file,) = backend._options.path.glob("memory-*.lmdb")
+    file = file_of(backend._options.path)
     twin = file.with_name("twin")
     twin.write_bytes(file.read_bytes())
     with lmdb.open(str(twin), subdir=False, lock=False, readonly=True) as env, env.begin() as txn:
@@ -76,7 +77,7 @@ class TestContract(PersistentBackendTests):
         return keys, values
 
     def damage(self, path: Path, namespace: str, id: int) -> None:
-        (file,) = (path / "memory").glob("memory-*.lmdb")
+        file = file_of(path / "memory")
         with lmdb.open(str(file), subdir=False) as env, env.begin(write=True) as txn:
             key = payload_key(txn, namespace, id)
             value = bytearray(txn.get(key) or b"")

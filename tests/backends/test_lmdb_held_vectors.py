@@ -14,9 +14,9 @@ from memcore.testing import make_chunks, random_queries
 
 pytest.importorskip("lmdb")
 
+from lmdb_memories import open_at
 from memcore_lmdb import block_writing, held_vectors
 from memcore_lmdb.backend import LmdbBackend
-from memcore_lmdb.options import LmdbOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2 * 5 * 4  # of the embeddings that make_chunks makes
 NAMES = ("a", "b", "c")
 CHANGES = ["store"] * 4 + ["evict"] * 3 + ["drop", "copy", "compact"]
-
-
-def open_at(path: Path, **options: Any) -> LmdbBackend:
-    return LmdbBackend(LmdbOptions(path=path, **{"sync": False, **options}))
 
 
 def held(backend: LmdbBackend) -> dict[int, int]:

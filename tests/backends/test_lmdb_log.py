@@ -15,8 +15,7 @@ from memcore.testing import make_chunks
 
 pytest.importorskip("lmdb")
 
-from memcore_lmdb.backend import LmdbBackend
-from memcore_lmdb.options import LmdbOptions
+from lmdb_memories import file_of, open_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,10 +27,6 @@ print("reading", flush=True)
 input()
 """
 """A process that reads, and never ends to."""
-
-
-def open_at(path: Path, **options: Any) -> LmdbBackend:
-    return LmdbBackend(LmdbOptions(path=path, **{"sync": False, **options}))
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def test_that_the_map_grows(tmp_path: Path, heard: Any) -> None:
 def test_that_another_file_is_read_once_another_process_has_compacted(tmp_path: Path, heard: Any) -> None:
     with open_at(tmp_path) as backend:
         backend.store("a", make_chunks(5))
-    (old,) = tmp_path.glob("memory-*.lmdb")
+    old = file_of(tmp_path)
     with open_at(tmp_path, read_only=True) as reader:
         shutil.copy(old, new := old.with_name("memory-000002.lmdb"))
         old.unlink()
@@ -71,7 +66,7 @@ def test_that_places_of_killed_readers_are_free_again(tmp_path: Path, heard: Any
     with open_at(tmp_path) as backend:
         backend.store("a", make_chunks(5))
         backend.flush()
-        (file,) = tmp_path.glob("memory-*.lmdb")
+        file = file_of(tmp_path)
         with subprocess.Popen([sys.executable, "-c", READ, file], stdin=PIPE, stdout=PIPE, text=True) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == "reading\n"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,8 +16,7 @@ from memcore.testing import make_chunks
 
 pytest.importorskip("lmdb")
 
-from memcore_lmdb.backend import LmdbBackend
-from memcore_lmdb.options import LmdbOptions
+from lmdb_memories import file_of, open_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +29,6 @@ print("open", flush=True)
 input()
 """
 """A process that opens it and stays."""
-
-
-def open_at(path: Path, **options: Any) -> LmdbBackend:
-    return LmdbBackend(LmdbOptions(path=path, **{"sync": False, **options}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -128,7 +123,7 @@ def test_other_processes_that_have_it_open_are_counted(tmp_path: Path) -> None:
         backend.store("a", make_chunks(2))
         backend.flush()
         assert backend.storage().processes == 0
-        (file,) = tmp_path.glob("memory-*.lmdb")
+        file = file_of(tmp_path)
         with subprocess.Popen([sys.executable, "-c", OPEN, file], stdin=PIPE, stdout=PIPE, text=True) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == "open\n"

@@ -20,10 +20,10 @@ from memcore.testing.child import child_process
 
 pytest.importorskip("lmdb")
 
+from lmdb_memories import open_at
 from memcore_lmdb import copying
 from memcore_lmdb.backend import LmdbBackend
 from memcore_lmdb.environment import Environment
-from memcore_lmdb.options import LmdbOptions
 from memcore_lmdb.registry import _ForkGuard, environments
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from memcore.testing.child import ChildProcess
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
-
-
-def open_at(path: Path, **options: Any) -> LmdbBackend:
-    return LmdbBackend(LmdbOptions(path=path, **{"sync": False, **options}))
 
 
 def run(code: str, *arguments: object) -> str:

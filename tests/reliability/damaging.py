@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
+from lmdb_memories import file_of, open_at
 from memcore_lmdb.backend import LmdbBackend
 from memcore_lmdb.options import LmdbOptions
 from memcore_lmdb.pages import Snapshot
@@ -21,10 +21,6 @@ from memcore.testing.contents import Contents, assert_same_contents, contents_of
 from reliability.forking import say
 
 Chunks = dict[tuple[str, int], ChunkBatch]
-
-
-def open_at(path: Path, **options: Any) -> LmdbBackend:
-    return LmdbBackend(LmdbOptions(path=path, sync=False, **options))
 
 
 def make(path: Path) -> None:
@@ -48,7 +44,7 @@ def damage_often(path: str, seed: int, times: int) -> None:
     folder = Path(path)
     with open_at(folder, read_only=True) as backend:
         want = contents_of(backend)
-    (file,) = folder.glob("memory-*.lmdb")
+    file = file_of(folder)
     content = file.read_bytes()
     with Snapshot(file) as snapshot:
         pages = snapshot.meta.last_page + 1

@@ -16,6 +16,7 @@ from cli_runner import run
 from reliability.forking import Forker, forker
 
 pytest.importorskip("lmdb")
+from lmdb_memories import file_of, open_at
 from memcore_lmdb.backend import LmdbBackend
 from memcore_lmdb.format import NAMESPACE, name_key
 from memcore_lmdb.options import LmdbOptions
@@ -24,7 +25,7 @@ from memcore_lmdb.pages import Snapshot
 from memcore.errors import BackendError, CorruptedError
 from memcore.testing import assert_same_chunks, make_chunks
 from memcore.testing.contents import Contents, assert_same_contents, contents_of
-from reliability.damaging import Chunks, flat, make, open_at, read
+from reliability.damaging import Chunks, flat, make, read
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,6 @@ def want(original: Path) -> Contents:
 @pytest.fixture
 def path(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "memory")
-
-
-def file_of(path: Path) -> Path:
-    (file,) = path.glob("memory-*.lmdb")
-    return file
 
 
 @pytest.mark.parametrize("seed", [1, 4])

@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("lmdb")
 import lmdb
+from lmdb_memories import file_of
 from memcore_lmdb.backend import LmdbBackend
 from memcore_lmdb.blocks import pack_entries
 from memcore_lmdb.format import BLOCK, COUNTER, NAMESPACE, RECORD, name_key, seal
@@ -35,11 +36,6 @@ def path(tmp_path: Path) -> Path:
         backend.store("a", CHUNKS)
         backend.write_record("record", b"value")
     return tmp_path
-
-
-def file_of(path: Path) -> Path:
-    (file,) = path.glob("memory-*.lmdb")
-    return file
 
 
 def change(path: Path, key: bytes, change: Callable[[bytes], bytes | None]) -> None:

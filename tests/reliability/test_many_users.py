@@ -24,15 +24,11 @@ from memcore.testing import assert_same_chunks, make_chunks, random_queries
 
 pytest.importorskip("lmdb")
 
+from lmdb_memories import open_at
 from memcore_lmdb.backend import LmdbBackend
-from memcore_lmdb.options import LmdbOptions
 
 CONFIG = MemoryConfig(window=32, sinks=2, chunk_size=4, top_k=3, query_tokens=4, question_tokens=4)
 TEXT = random_tokens(1, 120, seed=1)
-
-
-def open_at(path: Path, **options: Any) -> LmdbBackend:
-    return LmdbBackend(LmdbOptions(path=path, **{"sync": False, **options}))
 
 
 def churn(backend: LmdbBackend, times: int) -> int:
