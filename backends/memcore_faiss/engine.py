@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import torch
 
+from memcore.products import full_precision
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,6 +48,15 @@ class Engine(ABC):
     @abstractmethod
     def search(self, index: Any, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return products and labels, ``[Q, count]`` on the CPU, of ``[Q, E]`` queries."""
+
+    def best_products(self, index: Any, queries: Tensor, count: int) -> Tensor:
+        """Return the largest products of ``[Q, E]`` queries with what an inverted file holds, as far as it knows them.
+
+        Returns:
+            ``[Q, count]`` on the CPU, best first; where it holds fewer, the lowest number.
+        """
+        index.nprobe = min(int(index.nlist), self.most_found)
+        return self.search(index, queries, count)[0]
 
 
 class CpuEngine(Engine):
@@ -91,6 +102,23 @@ class CpuEngine(Engine):
         """Search an index."""
         products, labels = self._call(index.search, queries.cpu().numpy(), count)
         return torch.from_numpy(products), torch.from_numpy(labels)
+
+    def best_products(self, index: Any, queries: Tensor, count: int) -> Tensor:
+        """Return the largest products, of vectors that lie in lists as they are by a product with each list.
+
+        A search of all lists, one query after the other, would read everything once for each query.
+        """
+        if not isinstance(index, faiss.IndexIVFFlat):
+            return super().best_products(index, queries, count)
+        queries = queries.cpu()
+        lists: Any = index.invlists
+        products = [queries.new_full((len(queries), count), torch.finfo(queries.dtype).min)]
+        with full_precision("cpu"):
+            for number in range(index.nlist):
+                if size := lists.list_size(number):
+                    held = faiss.rev_swig_ptr(lists.get_codes(number), size * index.code_size)
+                    products.append(queries @ torch.from_numpy(held).view(queries.dtype).view(size, index.d).T)
+        return torch.cat(products, dim=1).topk(count, dim=1).values
 
     def compare(self, vectors: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Compare the queries with every vector, ``[n, E]``. Returns products and places.

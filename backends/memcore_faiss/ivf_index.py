@@ -207,4 +207,5 @@ class IvfIndex(VectorIndex):
             self._index.nprobe = probes
             return self._engine.search(self._index, some, count)[0]
 
-        self._index.nprobe = min(lists, self._probes.choose(search, partial(search, lists), queries, lists))
+        exact = partial(self._engine.best_products, self._index)
+        self._index.nprobe = min(lists, self._probes.choose(search, exact, queries, lists))

@@ -80,6 +80,22 @@ def ivf(**changes: Any) -> IvfIndex:
     return IvfIndex(CpuEngine(1), IvfSettings(**{**SETTINGS, **changes}))
 
 
+@pytest.mark.parametrize("changes", [{}, {"lists": 90}, {"compressed": True}], ids=str)
+def test_the_best_products_of_an_inverted_file_are_those_of_all_that_it_holds(changes: dict[str, Any]) -> None:
+    index, held = ivf(**changes), vectors(300)
+    index.remove(fill(index, held)[:50])
+    queries, engine = vectors(5, seed=1), CpuEngine(1)
+    want = (queries @ held[50:].T).topk(250, dim=1).values
+    got = engine.best_products(index._index, queries, 250)
+    if index._settings.compressed:  # as far as it knows them: by what a search of all lists finds
+        assert bool(((got - want).abs().mean() < 0.1 * want.abs().mean()).all())
+    else:
+        torch.testing.assert_close(got, want)
+        more = engine.best_products(index._index, queries, 252)
+        assert torch.equal(more[:, :250], got)
+        assert bool((more[:, 250:] == torch.finfo(torch.float32).min).all())
+
+
 class CopyingEngine(CpuEngine):
     """Places an index as on a GPU: as a copy, without the parameters of its clustering."""
 
