@@ -40,9 +40,10 @@ from memcore.evaluation.vaults import with_keys
 from memcore.evaluation.ways import read_as
 from memcore.files import read_text
 from memcore.fingerprint import model_fingerprint
+from memcore.model_source import load_model
 from memcore.prompt import encode
 from memcore.reader import Progress as Tell
-from memcore.reader import Reader, load_model
+from memcore.reader import Reader
 
 Changes = dict[str, Any]
 """Fields of the configuration that a variant changes; ``way`` is a way of reading other than ``memory``."""

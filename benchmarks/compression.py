@@ -23,8 +23,8 @@ from torch import Tensor
 from memcore.compression import compress, decompress
 from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
+from memcore.model_source import load_model
 from memcore.prompt import encode
-from memcore.reader import load_model
 
 
 @torch.no_grad()

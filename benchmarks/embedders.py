@@ -39,15 +39,15 @@ from memcore.bank import MemoryBank
 from memcore.chunk import ChunkBatch
 from memcore.demo.text import language_reference
 from memcore.embedder import ChunkKeys, RecentQueries
-from memcore.embedders import exact_votes
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.needles import Trial, make_trial
 from memcore.evaluation.passkey import answer
 from memcore.eviction_policies import FifoEviction
 from memcore.exact_backend import ExactBackend, ExactOptions
 from memcore.memory import Memory
+from memcore.model_source import load_model
 from memcore.prompt import encode
-from memcore.reader import load_model
+from memcore.retriever import exact_votes
 from memcore.rotary import RotaryGeometry, unrotate
 
 ALL = 1_000_000

@@ -40,7 +40,7 @@ from memcore.demo.peak import PeakMemory
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.plots import canvas
 from memcore.evaluation.record import Record
-from memcore.reader import load_model
+from memcore.model_source import load_model
 
 PLAIN, PLAIN_OFFLOADED = "plain", "plain, offloaded cache"
 PLAIN_INSIDE, WRAPPED_INSIDE = "plain, inside the window", "wrapped, inside the window"

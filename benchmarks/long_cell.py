@@ -25,7 +25,8 @@ from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.record import Record
 from memcore.evaluation.vaults import Hidden, with_keys
 from memcore.evaluation.ways import memory_for
-from memcore.reader import answer, load_model
+from memcore.model_source import load_model
+from memcore.reader import answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

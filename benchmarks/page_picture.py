@@ -16,7 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 import memcore
 from memcore.demo.text import choose_facts, first_tokens, hide, language_reference
 from memcore.demo.weights import NAME, demo_model_path
-from memcore.reader import load_model
+from memcore.model_source import load_model
 from memcore.serving.app import Application
 from memcore.serving.guard import new_token
 from memcore.serving.run import address, listening, serve

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import memcore
 from memcore.evaluation.ways import memory_for
-from memcore.reader import load_model
+from memcore.model_source import load_model
 
 
 def configured(way: str, fields: dict[str, Any], folder: str) -> memcore.MemoryConfig:

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import memcore
-from memcore.reader import load_model
+from memcore.model_source import load_model
 
 PASSAGE: Final = 128
 """Tokens: about as many as the embedder was trained to read."""

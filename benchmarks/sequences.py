@@ -37,7 +37,8 @@ from memcore.evaluation.passkey import ANSWER_TOKENS
 from memcore.evaluation.plots import canvas
 from memcore.evaluation.record import Record
 from memcore.evaluation.vaults import Hidden, with_keys
-from memcore.reader import Reader, load_model
+from memcore.model_source import load_model
+from memcore.reader import Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

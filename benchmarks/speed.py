@@ -35,8 +35,8 @@ from memcore.demo.text import language_reference
 from memcore.evaluation.machine import describe_machine
 from memcore.evaluation.ways import PIECE
 from memcore.memory_layer import MemoryLayer
+from memcore.model_source import load_model
 from memcore.prompt import encode
-from memcore.reader import load_model
 
 
 def timed(run: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ from rich.console import Console
 import memcore
 from memcore.demo.text import first_tokens
 from memcore.demo.weights import demo_model_path
-from memcore.reader import load_model
+from memcore.model_source import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

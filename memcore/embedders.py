@@ -126,19 +126,3 @@ class RandomVectors(ChunkEmbedder):
 def _random_vector(token_ids: Tensor) -> Tensor:
     seed = zlib.crc32(token_ids.contiguous().numpy().tobytes())
     return torch.randn(32, generator=torch.Generator().manual_seed(seed))
-
-
-def exact_votes(queries: Tensor, keys: Tensor) -> Tensor:
-    """Share of attention each chunk would get among the chunks given, summed over queries and heads.
-
-    Args:
-        queries: ``[N, Hq, T, D]`` float32, those of each chunk turned as its keys are; ``[1, Hq, T, D]`` if no key is.
-        keys: ``[N, H, C, D]`` float32.
-
-    Returns:
-        ``[N]`` float32, summing to ``Hq * T``.
-    """
-    grouped = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # [N, H, group * T, D]
-    logits = grouped @ keys.transpose(2, 3)
-    mass: Tensor = logits.logsumexp(dim=-1).flatten(1).softmax(dim=0)
-    return mass.sum(dim=1)

@@ -17,9 +17,9 @@ from memcore.errors import UnsupportedCacheError
 from memcore.layer_setup import LayerSetup
 from memcore.prefix import KeysValues, Prefix, lay_out
 from memcore.recall import Retrieved
-from memcore.retriever import Retriever, take_columns
+from memcore.retriever import Retriever
 from memcore.rotary import unrotate
-from memcore.window import Departure, LocalWindow
+from memcore.window import Departure, LocalWindow, take_columns
 
 
 @attrs.frozen(eq=False, kw_only=True)

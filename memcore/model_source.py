@@ -1,15 +1,18 @@
-"""Where a model comes from and how it is to be loaded, checked before the loading, which says less of what is wrong."""
+"""Loading a model. Where it comes from and how is checked first, as the loading itself says less of what is wrong."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from memcore.errors import ConfigError, UnsupportedModelError
 from memcore.options import alternatives, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16", "float64")
 """Names of what weights can be loaded in; ``"auto"`` is the checkpoint's own."""
@@ -19,6 +22,36 @@ _SHORT: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half
 _CONFIG: Final = "config.json"
 
 _ADAPTER: Final = "adapter_config.json"  # peft's, which names the model
+
+
+def load_model(name: str, *, device: str = "", dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer.
+
+    Args:
+        name: a hub id or a folder.
+        device: where to put it; empty for CUDA if there is one, else the CPU.
+        dtype: ``"auto"`` for the checkpoint's own, or the name of a torch dtype, e.g. ``"bfloat16"``.
+
+    Raises:
+        UnsupportedModelError: it cannot be loaded, or is no decoder.
+        ConfigError: there is no such device or dtype.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_source(name)
+    check_dtype(dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    what = f"the tokenizer of {name!r}"
+    # OSError: no such hub id, or no file in the folder. ValueError: no decoder, or a name that cannot be one.
+    # RuntimeError: weights of other shapes.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        what = f"{name!r} as a decoder"
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnsupportedModelError(f"cannot load {what}: {' '.join(str(error).split())}") from error
+    return model.to(device).eval(), tokenizer
 
 
 def check_source(name: str) -> None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from memcore.cache_argument import cache_argument
-from memcore.errors import UnsupportedInputError, UnsupportedModelError
-from memcore.model_source import check_device, check_dtype, check_source
+from memcore.errors import UnsupportedInputError
 from memcore.transfer import input_device
 
 if TYPE_CHECKING:
@@ -27,36 +26,6 @@ Progress = Callable[[int, int], None]
 
 BEAMS: Final = "num_beams"
 SEQUENCES: Final = "num_return_sequences"
-
-
-def load_model(name: str, *, device: str = "", dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a decoder and its tokenizer.
-
-    Args:
-        name: a hub id or a folder.
-        device: where to put it; empty for CUDA if there is one, else the CPU.
-        dtype: ``"auto"`` for the checkpoint's own, or the name of a torch dtype, e.g. ``"bfloat16"``.
-
-    Raises:
-        UnsupportedModelError: it cannot be loaded, or is no decoder.
-        ConfigError: there is no such device or dtype.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    check_source(name)
-    check_dtype(dtype)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    what = f"the tokenizer of {name!r}"
-    # OSError: no such hub id, or no file in the folder. ValueError: no decoder, or a name that cannot be one.
-    # RuntimeError: weights of other shapes.
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        what = f"{name!r} as a decoder"
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnsupportedModelError(f"cannot load {what}: {' '.join(str(error).split())}") from error
-    return model.to(device).eval(), tokenizer
 
 
 @attrs.frozen(kw_only=True)

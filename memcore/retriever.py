@@ -7,18 +7,11 @@ from torch import Tensor
 
 from memcore.chunk import ChunkBatch
 from memcore.embedder import RecentQueries
-from memcore.embedders import exact_votes
 from memcore.layer_setup import LayerSetup
 from memcore.recall import Retrieved
 from memcore.rotary import rotate, unrotate
 from memcore.transfer import to_device
-from memcore.window import LocalWindow
-
-
-def take_columns(x: Tensor, order: Tensor) -> Tensor:
-    """Gather columns per row: ``[B, H, W, D]`` by ``[B, n]`` to ``[B, H, n, D]``."""
-    index = order.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-    return x.gather(2, index)
+from memcore.window import LocalWindow, take_columns
 
 
 class Retriever:
@@ -96,3 +89,19 @@ class Retriever:
         """Forget the queries of tokens that the window has taken back."""
         if self.recent is not None:
             self.recent = self.recent[:, :, : len(window.recent)]
+
+
+def exact_votes(queries: Tensor, keys: Tensor) -> Tensor:
+    """Share of attention each chunk would get among the chunks given, summed over queries and heads.
+
+    Args:
+        queries: ``[N, Hq, T, D]`` float32, those of each chunk turned as its keys are; ``[1, Hq, T, D]`` if no key is.
+        keys: ``[N, H, C, D]`` float32.
+
+    Returns:
+        ``[N]`` float32, summing to ``Hq * T``.
+    """
+    grouped = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # [N, H, group * T, D]
+    logits = grouped @ keys.transpose(2, 3)
+    mass: Tensor = logits.logsumexp(dim=-1).flatten(1).softmax(dim=0)
+    return mass.sum(dim=1)

@@ -315,3 +315,9 @@ class LocalWindow:
         """Keep the rows ``index``, in that order, repeats allowed."""
         self.columns, self.sinks, self.recent = (c.rows(index) for c in (self.columns, self.sinks, self.recent))
         self.recent_after = self.recent
+
+
+def take_columns(x: Tensor, order: Tensor) -> Tensor:
+    """Gather columns per row: ``[B, H, W, D]`` by ``[B, n]`` to ``[B, H, n, D]``."""
+    index = order.to(x.device)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    return x.gather(2, index)

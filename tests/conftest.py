@@ -48,7 +48,7 @@ def gemma() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Gemma 3 270M and its tokenizer. Unwrap what you wrap: the session shares it."""
     from memcore.demo.weights import demo_model_path
     from memcore.errors import MissingDependencyError
-    from memcore.reader import load_model
+    from memcore.model_source import load_model
 
     try:
         path = demo_model_path()

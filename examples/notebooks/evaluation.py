@@ -15,7 +15,7 @@ from memcore.demo.text import language_reference
 from memcore.demo.weights import demo_model_path
 from memcore.evaluation.passkey import Grid, evaluate, summary
 from memcore.evaluation.record import Record
-from memcore.reader import load_model
+from memcore.model_source import load_model
 
 MODEL = os.environ.get("MODEL", "")  # hub id or folder; the demo's Gemma 3 270M if empty
 TOKENS = int(os.environ.get("TOKENS", "4000"))

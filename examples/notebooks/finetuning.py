@@ -14,7 +14,7 @@ from typing import Any
 import memcore
 from memcore.demo.text import first_tokens, language_reference
 from memcore.demo.weights import demo_model_path
-from memcore.reader import load_model
+from memcore.model_source import load_model
 from memcore.training.configuration import DataConfig, StageConfig, TrainingConfig
 from memcore.training.run import train
 from memcore.training.trainable import TrainingPlan

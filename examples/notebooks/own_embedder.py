@@ -15,8 +15,8 @@ import memcore
 from memcore.demo.text import choose_facts, first_tokens, hide, language_reference
 from memcore.demo.weights import demo_model_path
 from memcore.embedder import ChunkKeys, RecentQueries
+from memcore.model_source import load_model
 from memcore.plugins import registry
-from memcore.reader import load_model
 
 MODEL = os.environ.get("MODEL", "")  # hub id or folder; the demo's Gemma 3 270M if empty
 TOKENS = int(os.environ.get("TOKENS", "6000"))

@@ -78,7 +78,7 @@ def ask(
     text = "" if file is None else _text(file)
     with loading(model):
         from memcore.adapter import unwrap, wrap
-        from memcore.reader import load_model
+        from memcore.model_source import load_model
 
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory, tokenizer=tokenizer)

@@ -73,7 +73,7 @@ def chat(
 
         from memcore.adapter import unwrap, wrap
         from memcore.chat import Chat
-        from memcore.reader import load_model
+        from memcore.model_source import load_model
 
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         wrap(loaded, memory, tokenizer=tokenizer)

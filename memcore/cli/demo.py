@@ -40,7 +40,7 @@ def demo(
     with notes.status("Loading torch and transformers ..."):
         from memcore.demo.run import demonstrate
         from memcore.demo.weights import demo_model_path
-        from memcore.reader import load_model
+        from memcore.model_source import load_model
     made = "Loading the model (the first time it is made from its packages, which takes a minute) ..."
     with loading(model) if model else loading("", made):
         loaded, tokenizer = load_model(model or str(demo_model_path()), device=device)

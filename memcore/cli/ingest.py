@@ -49,8 +49,8 @@ def ingest(
     text = "\n\n".join(not_empty(read_text(each), str(each)).rstrip() for each in file)
     with loading(model):
         from memcore.adapter import unwrap, wrap
+        from memcore.model_source import load_model
         from memcore.options import unstructure
-        from memcore.reader import load_model
         from memcore.session import Session
 
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)

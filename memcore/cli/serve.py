@@ -63,8 +63,7 @@ def serve(
     with claimed(host, port, token) as listener:
         with loading(model):
             from memcore.adapter import unwrap, wrap
-            from memcore.model_source import title_of
-            from memcore.reader import load_model
+            from memcore.model_source import load_model, title_of
             from memcore.serving.served_model import ServedModel
             from memcore.serving.tokenizers import Tokenizers
             from memcore.session_contents import SessionContents

@@ -13,8 +13,8 @@ from torch import Tensor
 from memcore.adapter import wrap
 from memcore.errors import MissingDependencyError, TrainingError
 from memcore.files import make_folder, parse_json, replacing
+from memcore.model_source import load_model
 from memcore.options import describe, unstructure
-from memcore.reader import load_model
 from memcore.training.configuration import TrainingConfig
 from memcore.training.documents import check_apart, digests, read_documents, tokenize
 from memcore.training.log import TrainingLog

@@ -32,8 +32,8 @@ from page_blocks import NOT_RUN, PAGES, ROOT, Block, blocks
 from page_commands import check_command, commands
 
 import memcore
+from memcore.model_source import load_model
 from memcore.plugins import registry
-from memcore.reader import load_model
 
 MODELS: Final = ("MODEL", "GEMMA", "Qwen/Qwen2.5-0.5B-Instruct", "google/gemma-3-270m")
 TEXTS: Final = ("novel.txt", "emma.txt", "reference.txt", "a_very_long_text.txt")

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import memcore
 from memcore import ChunkUsage, MemoryConfig
+from memcore.model_source import load_model
 from memcore.plugin_hooks import PluginHooks
 from memcore.plugins import PluginRegistry
-from memcore.reader import load_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "memcore-sqlite"

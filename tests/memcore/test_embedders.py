@@ -6,8 +6,9 @@ import torch
 
 from memcore import ChunkEmbedder, ConfigError
 from memcore.embedder import ChunkKeys, RecentQueries
-from memcore.embedders import EveryKey, MeanKey, MinMaxBounds, RandomVectors, SubBlockMeans, exact_votes
+from memcore.embedders import EveryKey, MeanKey, MinMaxBounds, RandomVectors, SubBlockMeans
 from memcore.options import structure_options
+from memcore.retriever import exact_votes
 
 torch.manual_seed(0)
 KEYS = torch.randn(6, 2, 20, 8)  # 6 chunks, 2 key/value heads, 20 tokens

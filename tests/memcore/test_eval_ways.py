@@ -17,7 +17,7 @@ import memcore
 from memcore import EvaluationError, MemoryConfig
 from memcore.evaluation.losses import cached_losses
 from memcore.evaluation.ways import WAYS, check_ways, memory_for, read_as, seen
-from memcore.reader import load_model
+from memcore.model_source import load_model
 from memcore.training.saved import save_trained
 from memcore.training.trainable import TrainingPlan, make_trainable
 

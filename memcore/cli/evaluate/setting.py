@@ -98,8 +98,7 @@ def prepare(
         check_ways(chosen, memory_config(config, settings, window=window), known=known or MOST)
     with loading(model):
         from memcore.fingerprint import model_fingerprint
-        from memcore.model_source import title_of
-        from memcore.reader import load_model
+        from memcore.model_source import load_model, title_of
 
         loaded: Any
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
