@@ -17,6 +17,7 @@ from memcore_adapters.attention_modules import attention_modules
 from memcore_adapters.delegate import delegate_for
 from memcore_adapters.forward import make_forward
 from memcore_adapters.gates import attach_gates, detach_gates
+from memcore_adapters.generated_length import lift_limits, restore_limits
 from memcore_adapters.interface import register
 from memcore_adapters.rope_types import check_rope_types, pin, trained_positions, unpin
 
@@ -101,7 +102,8 @@ class DecoderAdapter(ModelAdapter):
         holder = holder_of(model)
         geometries = {index: self.geometry(decoder, index) for index in globals_}
         config = self.config
-        if any(geometry is not None for geometry in geometries.values()):
+        turns = any(geometry is not None for geometry in geometries.values())
+        if turns:
             config = config.fitted(trained_positions(decoder))
             for note in check_rope_types(decoder, config):
                 warnings.warn(note, MemcoreWarning, stacklevel=4)  # the caller of memcore.wrap
@@ -121,6 +123,8 @@ class DecoderAdapter(ModelAdapter):
         decoder._memcore_forward = make_forward(type(decoder), self.check_call, self.geometry)
         decoder.forward = types.MethodType(decoder._memcore_forward, decoder)
         decoder._memcore_implementation = implementation
+        if turns and config.positions != "original":
+            lift_limits(holder)
         holder.memory = memory
         holder._memcore_adapter = self
         holder._memcore_saved = getattr(holder.config, CONFIG_FIELD, None)
@@ -143,6 +147,7 @@ class DecoderAdapter(ModelAdapter):
         else:
             decoder.forward = decoder._memcore_inner
         _release(decoder, holder, decoder._memcore_implementation)
+        restore_limits(holder)
         if holder._memcore_saved is None:
             delattr(holder.config, CONFIG_FIELD)
         else:

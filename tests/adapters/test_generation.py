@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_models import FEW_FAMILIES, padded_batch, random_tokens, tiny_model
 from transformers import AutoModel, DynamicCache, LlamaConfig
+from transformers.generation import stopping_criteria
 
 import memcore
 from memcore import MemoryCache, MemoryConfig
@@ -37,6 +38,27 @@ def test_generate_with_full_recall_writes_what_the_plain_model_writes(family: st
     expected = generate(model, batch, **options)
     memcore.wrap(model, EVERYTHING)
     assert torch.equal(generate(model, batch, **options), expected)
+
+
+@families
+def test_the_length_that_a_model_was_trained_for_ends_no_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(stopping_criteria.logger, "warning_once", warned.append)
+    model, ids = tiny_model(family, max_position_embeddings=64), random_tokens(1, 70, seed=5)
+    memcore.wrap(model, SMALL, window=16, top_k=2)
+    for each in (model, copy.deepcopy(model)):
+        assert each.generate(ids, do_sample=False).shape == (1, 90)
+        assert each.generate(ids[:, :50], do_sample=False).shape == (1, 70)
+        assert each.generate(ids, max_length=72, do_sample=False).shape == (1, 72)
+    assert not warned
+    memcore.unwrap(model)
+    model.generate(ids, max_new_tokens=2, do_sample=False)
+    assert warned
+    with pytest.raises(ValueError, match="Input length"):
+        model.generate(ids, do_sample=False)
+    memcore.wrap(model, SMALL, window=16, top_k=2, positions="original")
+    with pytest.raises(ValueError, match="Input length"):
+        model.generate(ids, do_sample=False)
 
 
 @families
