@@ -219,15 +219,21 @@ def icl_table(folder: Path) -> str:
 
 
 def ablation_table(results: dict[str, Any]) -> str:
-    """Return the ratio to full attention's perplexity, and the speed, of each variant of the configuration."""
-    from ablations import rows
+    """Return how many times the perplexity of full attention, and that of the default, each variant's is.
 
-    names = [name for name in ways_of(results) if name != "full attention"]
-    cells = [
-        [name, f"{ratio:.3f} ± {error:.3f}", f"{speed:,.0f}"]
-        for name, (ratio, error, _, speed) in rows(results, names).items()
-    ]
-    return markdown_table(["", "perplexity / full attention's", "tok/s"], cells)
+    A last column says how many pass-keys were found, if any variant was asked for some.
+    """
+    read = {key: value for key, value in results.items() if not key.startswith("pass-keys / ")}
+    rows = []
+    for name in ways_of(read):
+        if name == "full attention":
+            continue
+        ratios = [relative(read, name, "full attention"), relative(read, name, "default") if name != "default" else {}]
+        cells = [", ".join(f"{ratio:.3f} ± {error:.3f}" for ratio, error in each.values()) for each in ratios]
+        found = results.get(f"pass-keys / {name}", [])
+        rows.append([name, *cells, *([f"{sum(found)} of {len(found)}" if found else ""] if read != results else [])])
+    columns = ["", "perplexity / full attention's", "/ the default's", *(["pass-keys"] if read != results else [])]
+    return markdown_table(columns, rows)
 
 
 def results_in(path: Path) -> dict[str, Any]:

@@ -69,10 +69,19 @@ def test_sets_that_were_read_in_different_ways_share_a_table(results: Any, tmp_p
     assert [lines[0], *lines[2:]] == ["|  | memory | full |", "| a | 50.0 ± 0.0 |  |", "| b |  | 100.0 ± 0.0 |"]
 
 
-def test_variants_of_the_configuration_are_compared_with_full_attention(results: Any, tmp_path: Path) -> None:
+def test_variants_of_the_configuration_are_compared_with_full_attention_and_the_default(
+    results: Any, tmp_path: Path
+) -> None:
     def measured(loss: float) -> dict[str, Any]:
-        return {"losses": {"8": loss}, "blocks": {"8": [loss, loss]}, "read": 80, "seconds": 2}
+        return {"losses": {"8": loss}, "blocks": {"8": [loss, loss]}}
 
-    found = {"a.txt / full attention": measured(3.0), "a.txt / default": measured(3.1), "pass-keys / default": [True]}
+    found = {
+        "a.txt / full attention": measured(3.0),
+        "a.txt / default": measured(3.1),
+        "a.txt / top_k=4": measured(3.2),
+    }
     write(tmp_path / "ablations" / "ablations.json", found)
-    assert results.made()["ablations"].splitlines()[2:] == ["| default | 1.105 ± 0.000 | 40 |"]
+    default, other = "| default | 1.105 ± 0.000 |  |", "| top_k=4 | 1.221 ± 0.000 | 1.105 ± 0.000 |"
+    assert results.made()["ablations"].splitlines()[2:] == [default, other]
+    write(tmp_path / "ablations" / "ablations.json", {**found, "pass-keys / default": [True, False]})
+    assert results.made()["ablations"].splitlines()[2:] == [f"{default} 1 of 2 |", f"{other}  |"]
