@@ -213,25 +213,27 @@ def show(groups: dict[str, dict[str, Changes]], results: dict[str, Any], title: 
 
 
 def draw(path: Path, groups: dict[str, dict[str, Changes]], results: dict[str, Any], title: str) -> None:
-    """Draw every group beside its controls: the ratio to full attention, with two standard errors."""
+    """Draw every variant below the other, group by group: the ratio to full attention, with two standard errors."""
     reference = rows(results, ["default", "window and sinks"])
     measured = {group: rows(results, list(members)) for group, members in groups.items() if group != "controls"}
     measured = {group: values for group, values in measured.items() if values}
-    figure, axes = panels(title, max(1, len(measured)), height=4)
-    for each, (group, values) in zip(axes, measured.items(), strict=False):
-        places = range(len(values))
-        each.errorbar(
-            places, [value[0] for value in values.values()], yerr=[2 * value[1] for value in values.values()],
-            fmt="o", capsize=3,
-        )  # fmt: skip
-        for name, style in (("default", "-"), ("window and sinks", ":")):
-            if name in reference:
-                each.axhline(reference[name][0], linestyle=style, color="grey", label=name)
-        each.set_xticks(places, [name.partition("=")[2] or name for name in values], rotation=60, ha="right")
-        each.set_title(group)
-        each.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel("perplexity / full attention's")
-    axes[0].legend(fontsize=7)
+    names = [name for values in measured.values() for name in values]
+    figure, axes = panels(title, 1, height=1.5 + 0.22 * (len(names) + len(measured)))
+    places: list[int] = []
+    for group, values in measured.items():
+        first = places[-1] + 2 if places else 0  # a gap between groups
+        own = list(range(first, first + len(values)))
+        places += own
+        ratios, errors = [value[0] for value in values.values()], [2 * value[1] for value in values.values()]
+        axes[0].errorbar(ratios, own, xerr=errors, fmt="o", capsize=3, label=group)
+    for name, style in (("default", "-"), ("window and sinks", ":")):
+        if name in reference:
+            axes[0].axvline(reference[name][0], linestyle=style, color="grey", label=name)
+    axes[0].set_yticks(places, names)
+    axes[0].invert_yaxis()
+    axes[0].grid(axis="x", alpha=0.3)
+    axes[0].set_xlabel("perplexity / full attention's")
+    axes[0].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
 
