@@ -12,6 +12,7 @@ from memcore import events
 from memcore.config import MemoryConfig
 from memcore.errors import ConfigError, UnsupportedModelError
 from memcore.files import parse_json
+from memcore.model_source import check_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ def config_for(model: Any, **overrides: Any) -> MemoryConfig:
     try:
         found = MemoryConfig.from_value({**saved, **overrides})
     except (ConfigError, TypeError) as error:
+        MemoryConfig.from_value(**overrides)  # what is wrong with these alone is not said of the model's
         raise ConfigError(
             f"the memory configuration that the model was saved with cannot be used: {error}; pass another as config"
         ) from error
@@ -66,7 +68,8 @@ def from_pretrained(
 
     Raises:
         ConfigError: the configuration cannot be used.
-        UnsupportedModelError: no adapter knows the model, or what memory has added to its weights cannot be read.
+        UnsupportedModelError: there is no such folder, no adapter knows the model, or what memory has added to its
+            weights cannot be read.
         OSError: transformers cannot find the model.
     """
     from transformers import AutoModelForCausalLM
@@ -78,6 +81,8 @@ def from_pretrained(
     if config is not None:
         # Before the weights, which take their time.
         config, overrides = MemoryConfig.from_value(config, **overrides), {}
+    if not Path(name).is_dir():
+        check_source(str(name))
     load: Any = AutoModelForCausalLM.from_pretrained
     model, info = load(name, output_loading_info=True, **arguments)
     wrap(model, config, tokenizer=tokenizer, **overrides)

@@ -101,6 +101,9 @@ class Session:
         self._load()
         events.SESSION_OPENED.log(session=name, tokens=self.tokens)
 
+    def __repr__(self) -> str:
+        return f"Session({self.info.name!r}, tokens={self.tokens})"
+
     @property
     def model(self) -> PreTrainedModel:
         """The model that reads and answers."""

@@ -139,6 +139,16 @@ def test_a_bad_configuration_is_refused_before_anything_is_loaded() -> None:
         load("no/such-model", {"topk": 3})
 
 
+def test_what_is_wrong_with_what_is_given_is_not_said_of_what_was_saved(saved: Path) -> None:
+    with pytest.raises(memcore.ConfigError, match=r"^window must be"):
+        load(saved, window="wide")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(memcore.UnsupportedModelError, match="there is no folder"):
+        load(tmp_path / "nowhere")
+
+
 def test_a_model_of_a_base_class_keeps_it_too(tmp_path: Path) -> None:
     wrap(tiny_model("llama").base_model, SMALL).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["memcore"]["window"] == 32

@@ -76,6 +76,7 @@ def test_a_session_knows_what_one_forward_leaves(family: str) -> None:
     expected = model(QUESTION, past_key_values=cache, use_cache=True).logits
     session = read(model, checkpoint_tokens=64)
     assert session.tokens == 300
+    assert repr(session) == "Session('book', tokens=300)"
     assert torch.equal(session.token_ids(), IDS)
     assert torch.equal(logits_after(model, session), expected)
 
