@@ -188,14 +188,16 @@ class Ablation:
         self.record.add(key, found)
 
 
-def rows(results: dict[str, Any], names: Sequence[str]) -> dict[str, tuple[float, float, list[bool], float]]:
+def rows(
+    results: dict[str, Any], names: Sequence[str], to: str = "full attention"
+) -> dict[str, tuple[float, float, list[bool], float]]:
     """Return, for each variant that was measured: ratio, its standard error, pass-keys found, tokens a second."""
     read = {key: value for key, value in results.items() if not key.startswith("pass-keys / ")}
     table = {}
     for name in names:
         texts = [value for key, value in read.items() if key.endswith(f" / {name}")]
         if texts:
-            ((ratio, error),) = relative(read, name, "full attention").values()
+            ((ratio, error),) = relative(read, name, to).values()
             speed = statistics.fmean(text["read"] / text["seconds"] for text in texts)
             table[name] = (ratio, error, results.get(f"pass-keys / {name}", []), speed)
     return table
@@ -218,22 +220,22 @@ def draw(path: Path, groups: dict[str, dict[str, Changes]], results: dict[str, A
     measured = {group: rows(results, list(members)) for group, members in groups.items() if group != "controls"}
     measured = {group: values for group, values in measured.items() if values}
     names = [name for values in measured.values() for name in values]
-    figure, axes = panels(title, 1, height=1.5 + 0.22 * (len(names) + len(measured)))
+    figure, (axes,) = panels(title, 1, height=1.5 + 0.22 * (len(names) + len(measured)))
     places: list[int] = []
     for group, values in measured.items():
         first = places[-1] + 2 if places else 0  # a gap between groups
         own = list(range(first, first + len(values)))
         places += own
         ratios, errors = [value[0] for value in values.values()], [2 * value[1] for value in values.values()]
-        axes[0].errorbar(ratios, own, xerr=errors, fmt="o", capsize=3, label=group)
+        axes.errorbar(ratios, own, xerr=errors, fmt="o", capsize=3, label=group)
     for name, style in (("default", "-"), ("window and sinks", ":")):
         if name in reference:
-            axes[0].axvline(reference[name][0], linestyle=style, color="grey", label=name)
-    axes[0].set_yticks(places, names)
-    axes[0].invert_yaxis()
-    axes[0].grid(axis="x", alpha=0.3)
-    axes[0].set_xlabel("perplexity / full attention's")
-    axes[0].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+            axes.axvline(reference[name][0], linestyle=style, color="grey", label=name)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("perplexity / full attention's")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
 

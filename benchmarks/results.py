@@ -223,17 +223,19 @@ def ablation_table(results: dict[str, Any]) -> str:
 
     A last column says how many pass-keys were found, if any variant was asked for some.
     """
-    read = {key: value for key, value in results.items() if not key.startswith("pass-keys / ")}
-    rows = []
-    for name in ways_of(read):
-        if name == "full attention":
-            continue
-        ratios = [relative(read, name, "full attention"), relative(read, name, "default") if name != "default" else {}]
-        cells = [", ".join(f"{ratio:.3f} ± {error:.3f}" for ratio, error in each.values()) for each in ratios]
-        found = results.get(f"pass-keys / {name}", [])
-        rows.append([name, *cells, *([f"{sum(found)} of {len(found)}" if found else ""] if read != results else [])])
-    columns = ["", "perplexity / full attention's", "/ the default's", *(["pass-keys"] if read != results else [])]
-    return markdown_table(columns, rows)
+    from ablations import rows
+
+    names = [name for name in ways_of(results) if name != "full attention"]
+    variants, beside_default = rows(results, names), rows(results, names, to="default")
+    asked = any(found for _, _, found, _ in variants.values())
+    table = []
+    for name, (ratio, error, found, _) in variants.items():
+        paired, paired_error, *_ = beside_default[name]
+        cells = [f"{ratio:.3f} ± {error:.3f}", "" if name == "default" else f"{paired:.3f} ± {paired_error:.3f}"]
+        keys = f"{sum(found)} of {len(found)}" if found else ""
+        table.append([name, *cells, *([keys] if asked else [])])
+    columns = ["", "perplexity / full attention's", "/ the default's", *(["pass-keys"] if asked else [])]
+    return markdown_table(columns, table)
 
 
 def results_in(path: Path) -> dict[str, Any]:
