@@ -81,7 +81,7 @@ def from_pretrained(
     if config is not None:
         # Before the weights, which take their time.
         config, overrides = MemoryConfig.from_value(config, **overrides), {}
-    if not Path(name).is_dir():
+    if not Path(name).is_dir():  # what is in a folder is for transformers to say, which may be told of a subfolder
         check_source(str(name))
     load: Any = AutoModelForCausalLM.from_pretrained
     model, info = load(name, output_loading_info=True, **arguments)

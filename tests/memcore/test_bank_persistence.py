@@ -7,9 +7,21 @@ import pytest
 import torch
 from memory_banks import QUERIES, Counting, Persistent, fetch_all, make_bank, swap
 
+from memcore.bank import MemoryBank
 from memcore.chunk import ChunkBatch
 from memcore.errors import BackendError, CorruptedError, ReadOnlyError
 from memcore.testing import assert_same_chunks, make_chunks, select
+
+
+def writer_and_reader(chunks: ChunkBatch) -> tuple[MemoryBank, MemoryBank]:
+    """Return a bank that has kept these chunks in namespace ``a``, and one that can only read what that one keeps."""
+    backend = Persistent()
+    writer, _ = make_bank(backend=backend)
+    writer.store("a", chunks)
+    writer.flush()
+    backend.read_only = True
+    reader, _ = make_bank(backend=backend)
+    return writer, reader
 
 
 def test_a_persistent_backend_knows_every_namespace_by_its_name_in_the_end() -> None:
@@ -206,12 +218,7 @@ def test_a_read_only_bank_answers_and_changes_nothing() -> None:
 
 
 def test_a_read_only_bank_sees_what_another_adds_when_it_looks_anew() -> None:
-    backend = Persistent()
-    writer, _ = make_bank(backend=backend)
-    writer.store("a", make_chunks(3))
-    writer.flush()
-    backend.read_only = True
-    reader, _ = make_bank(backend=backend)
+    writer, reader = writer_and_reader(make_chunks(3))
     assert reader.count("a") == 3
     writer.store("a", make_chunks(5, seed=1, start=50))
     writer.flush()
@@ -224,12 +231,7 @@ def test_a_read_only_bank_sees_what_another_adds_when_it_looks_anew() -> None:
 
 
 def test_a_read_only_bank_shows_what_was_there_before_an_id() -> None:
-    backend = Persistent()
-    writer, _ = make_bank(backend=backend)
-    writer.store("a", make_chunks(5))
-    writer.flush()
-    backend.read_only = True
-    reader, _ = make_bank(backend=backend)
+    _, reader = writer_and_reader(make_chunks(5))
     reader.reload("a", 3)
     assert reader.ids("a").tolist() == [0, 1, 2]
     found = reader.retrieve("a", QUERIES, 3)
@@ -238,12 +240,8 @@ def test_a_read_only_bank_shows_what_was_there_before_an_id() -> None:
 
 
 def test_a_read_only_bank_misses_what_another_evicts() -> None:
-    backend = Persistent()
-    writer, _ = make_bank(backend=backend)
-    writer.store("a", make_chunks(4))
-    writer.flush()
-    backend.read_only = True
-    reader, _ = make_bank(backend=backend)
+    writer, reader = writer_and_reader(make_chunks(4))
+    backend = writer.backend
     reader.fork("a", "~question")
     reader.store("~question", make_chunks(1, seed=1, start=50))
     assert reader.count("a") == 4
