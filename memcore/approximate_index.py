@@ -269,7 +269,7 @@ class ApproximateIndex(SearchIndex):
         total, squares = torch.zeros_like(near), near.new_zeros(())
         for at in range(0, count, _PIECE):
             part = slice(at, min(at + _PIECE, count))
-            away = vectors[part if places is None else places[part]] - near
+            away = (vectors[part] if places is None else vectors.index_select(0, places[part])) - near
             total += away.sum(dim=0)
             squares += torch.dot(away.view(-1), away.view(-1))
         offset = total / count
@@ -278,7 +278,7 @@ class ApproximateIndex(SearchIndex):
     def _sample(self, embeddings: Tensor, count: int) -> Tensor:
         vectors = embeddings.flatten(0, 1)
         places = self._places(vectors, count)
-        return vectors if places is None else vectors[places]
+        return vectors if places is None else vectors.index_select(0, places)
 
     def _places(self, vectors: Tensor, count: int) -> Tensor | None:
         """Return where ``count`` random vectors are, or None for all if there are no more."""
@@ -322,7 +322,8 @@ def score_chunks(table: ChunkTable, queries: Tensor, ids: Tensor) -> SearchResul
     with full_precision(queries.device.type):
         for at in range(0, len(ids), step):
             part = slice(at, at + step)
-            scores[part] = torch.einsum("qkve,qe->qkv", vectors[rows[part]], queries[part]).amax(dim=2)
+            gathered = vectors.index_select(0, rows[part].flatten()).view(-1, ids.shape[1], *vectors.shape[1:])
+            scores[part] = torch.einsum("qkve,qe->qkv", gathered, queries[part]).amax(dim=2)
     scores, order = scores.masked_fill_(none.to(scores.device), -torch.inf).sort(dim=1, descending=True)
     return SearchResult(ids=ids.gather(1, order.cpu()), scores=scores)
 

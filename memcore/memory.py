@@ -137,7 +137,8 @@ class Memory:
         ]
         self._geometries = geometries
         self._tokenizer = tokenizer
-        self._reading = _Reading(config.question_tokens)
+        self._question_tokens = config.question_tokens if readers else 0  # without memory nothing is asked for
+        self._reading = _Reading(self._question_tokens)
         self.tracing: Trace | None = None
         self._latest: dict[int, list[Recalled | None]] = {}
 
@@ -174,7 +175,7 @@ class Memory:
         """
         now = self._reading
         before = now.progress, now.question_tokens
-        now.progress, now.question_tokens = progress, self.config.question_tokens if question else 0
+        now.progress, now.question_tokens = progress, self._question_tokens if question else 0
         try:
             yield
         finally:

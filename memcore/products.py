@@ -43,8 +43,9 @@ class BestProducts:
 
     def __init__(self, queries: Tensor, vectors: int) -> None:
         self._queries = queries
+        self._count = queries.shape[0]  # quicker than len()
         self._parts: list[Part] = []
-        if len(queries) > 1 and queries.numel() * vectors >= _WORTH_A_LOOK:
+        if self._count > 1 and queries.numel() * vectors >= _WORTH_A_LOOK:
             self._parts = worthwhile_parts(queries)
 
     def __call__(self, vectors: Tensor) -> Tensor:
@@ -54,11 +55,12 @@ class BestProducts:
             vectors: ``[n, V, E]`` float32 on the queries' device.
         """
         with full_precision(vectors.device.type):
-            step = max(1, _BLOCK // max(1, len(self._queries) * vectors.shape[1]))
-            if step >= len(vectors) and not self._parts:
+            chunks, per_chunk = vectors.shape[:2]
+            step = max(1, _BLOCK // (self._count * per_chunk))
+            if step >= chunks and not self._parts:
                 return _best(vectors, self._queries)
-            scores = self._queries.new_empty(len(self._queries), len(vectors))
-            for first in range(0, len(vectors), step):
+            scores = self._queries.new_empty(self._count, chunks)
+            for first in range(0, chunks, step):
                 block = vectors[first : first + step]
                 for rows, columns in self._parts or [(slice(None), slice(None))]:
                     scores[rows, first : first + step] = _best(block[..., columns], self._queries[rows, columns])

@@ -13,6 +13,7 @@ from memcore.backend import MemoryBackend
 from memcore.chunk import NO_CHUNK, ChunkBatch, SearchResult
 from memcore.chunk_table import pad_tokens
 from memcore.errors import ChunkShapeError, UnknownNamespaceError
+from memcore.selection import pick
 from memcore.view import Shelf, View
 
 TEMPORARY: Final = "~"
@@ -202,7 +203,8 @@ def fetch(view: View, rows: Tensor) -> ChunkBatch:
     device = found[0][1].keys.device
     order = torch.cat([places for places, _ in found]).argsort().to(device)
     batches = [attrs.asdict(pad_tokens(chunks, width), recurse=False) for _, chunks in found]
-    return ChunkBatch(**{name: torch.cat([batch[name].to(device) for batch in batches])[order] for name in batches[0]})
+    columns = {name: torch.cat([batch[name].to(device) for batch in batches]) for name in batches[0]}
+    return pick(ChunkBatch(**columns), order)
 
 
 def search(view: View, queries: Tensor, top_k: int) -> SearchResult:

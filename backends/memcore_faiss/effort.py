@@ -79,8 +79,13 @@ class Effort:
             most: the largest effort that is tried out. One that is given may be larger, and is for the caller to cut.
         """
         if self._fixed is None:
-            own = self._try(search, exact, self._sample, most, own=1)
-            self.value = max(own, self._try(search, exact, queries[:_QUERIES], most, own=0))
+            queries = queries[:_QUERIES]
+            best = exact(torch.cat((self._sample, queries)), _COUNT + 1)  # at once, as it reads the whole index
+            own, asked = best.split((len(self._sample), len(queries)))
+            self.value = max(
+                self._try(search, self._sample, own, most, own=1),
+                self._try(search, queries, asked[:, :_COUNT], most, own=0),
+            )
         else:
             self.value = self._fixed  # whatever the index holds now: that may be few, and more may come
         self._changed = 0
@@ -90,13 +95,12 @@ class Effort:
         """Return the same effort, to be chosen apart from this one."""
         return copy(self)
 
-    def _try(self, search: Search, exact: Exact, queries: Tensor, most: int, *, own: int) -> int:
-        """Return the smallest effort, of those tried, with which enough is found.
+    def _try(self, search: Search, queries: Tensor, best: Tensor, most: int, *, own: int) -> int:
+        """Return the smallest effort, of those tried, with which enough is found of the best.
 
         That queries which are vectors of the index themselves find themselves, ``own = 1``, does not count.
         """
         count = _COUNT + own
-        best = exact(queries, count)
         least = best[:, -1:] - _TOLERANCE * best.abs().amax(dim=1, keepdim=True)
 
         def is_enough(effort: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import faiss
 import torch
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+
+_FEW: Final = 1 << 23
+"""Multiplications that a search of all lists does in the time that it takes to call a product for each list."""
 
 
 class Engine(ABC):
@@ -106,9 +110,10 @@ class CpuEngine(Engine):
     def best_products(self, index: Any, queries: Tensor, count: int) -> Tensor:
         """Return the largest products, of vectors that lie in lists as they are by a product with each list.
 
-        A search of all lists, one query after the other, would read everything once for each query.
+        A search of all lists, one query after the other, would read everything once for each query. Where there is
+        little to read, it is faster all the same.
         """
-        if not isinstance(index, faiss.IndexIVFFlat):
+        if not isinstance(index, faiss.IndexIVFFlat) or len(queries) * index.ntotal * index.d < _FEW:
             return super().best_products(index, queries, count)
         queries = queries.cpu()
         lists: Any = index.invlists

@@ -172,11 +172,13 @@ def test_only_the_layers_asked_for_remember() -> None:
 def test_without_any_layer_to_read_the_model_streams() -> None:
     model = memcore.wrap(tiny_model("llama"), attrs.evolve(SMALL, layers=()))
     tokens = random_tokens(1, 100, seed=31)
-    with torch.no_grad():
+    read: list[int] = []
+    with torch.no_grad(), model.memory.reading(lambda done, _: read.append(done)):
         cache = model(tokens, use_cache=True).past_key_values
     assert model.memory.bank.namespaces() == []
     assert model.memory.passages(cache) == []
     assert cache.get_seq_length() == 100
+    assert read == [36, 52, 68, 84, 100]  # and no question one token at a time: there is nothing to ask
 
 
 def test_passages_say_what_was_read() -> None:
