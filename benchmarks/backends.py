@@ -55,7 +55,7 @@ def cells(ways: list[str], counts: list[int], sizes: list[int]) -> list[tuple[st
         for way in ways
     ]
     if "lmdb" in ways:
-        made[:0] = [(f"{READS} of {fetched}", "payload_reads.py", {"fetched": fetched}) for fetched in (8, 64)]
+        made[:0] = [(f"{READS} of {fetched}", "payload_reads.py", {"fetched": fetched}) for fetched in (8, 32, 64)]
     return made
 
 
