@@ -118,8 +118,11 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     if sources.second:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *option_each("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
-        found["pass-keys-second"] = ["eval", "passkey", sources.second, *keys, *option_each("--tokens", KEYS[:4]),
-                                     "--seeds", "1", *option_each("--way", ("memory", "full"))]  # fmt: skip
+        asked = ["eval", "passkey", sources.second, *keys, "--seeds", "1"]
+        found["pass-keys-second"] = [*asked, *option_each("--tokens", KEYS[:3]),
+                                     *option_each("--way", ("memory", "full"))]  # fmt: skip
+        found["pass-keys-second-long"] = [*asked, *option_each("--tokens", KEYS[3:5]), "--needles", "each",
+                                          "--way", "memory"]  # fmt: skip
         if sources.labelled is not None:
             found["icl-second"] = [found["icl"][0], found["icl"][1], sources.second, *found["icl"][3:]]
     return found
