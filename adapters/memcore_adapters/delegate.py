@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,7 +32,8 @@ class Delegate:
             logits, ``[B, Hq or 1, T, keys]``; None if every token sees every key), the query ``[B, Hq, T, D]`` and the
             key ``[B, H, keys, D]``.
         eager: the family's own function, which also returns the attention weights; None if it has none.
-        cuttable: whether it may be called for some of the queries at a time, see :mod:`memcore_adapters.query_blocks`.
+        is_sdpa: whether it is transformers' own for ``sdpa``, whose work may be divided in other ways, see
+            :mod:`memcore_adapters.query_blocks` and :mod:`memcore_adapters.query_groups`.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Delegate:
     mask: Callable[..., Any]
     mask_from: Callable[[Tensor | None, Tensor, Tensor], Any]
     eager: AttentionFunction | None
-    cuttable: bool
+    is_sdpa: bool
 
 
 def delegate_for(decoder: Any, implementation: str) -> Delegate:
@@ -66,7 +68,7 @@ def delegate_for(decoder: Any, implementation: str) -> Delegate:
         mask=ALL_MASK_ATTENTION_FUNCTIONS[implementation],
         mask_from=_CONVERSIONS[implementation],
         eager=eager,
-        cuttable=implementation == "sdpa",
+        is_sdpa=function is sdpa_attention_forward,
     )
 
 

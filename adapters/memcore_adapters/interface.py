@@ -20,6 +20,7 @@ from memcore.memory_layer import MemoryLayer
 from memcore_adapters.checkpointing import RECORD_ARGUMENT, LayerRecord
 from memcore_adapters.delegate import Delegate
 from memcore_adapters.query_blocks import can_be_cut, in_blocks
+from memcore_adapters.query_groups import can_be_grouped, in_groups
 
 CACHE_ARGUMENT = "memcore_cache"
 """Keyword by which a forward hands its cache to the attention functions, past every layer in between."""
@@ -94,8 +95,11 @@ def register(delegate: Delegate) -> str:
             cache.memory.tracing.note(cache, layer, weights)
         if joined:
             attention_mask = delegate.mask_from(attention_mask, query, key)
-        elif delegate.cuttable and _at_work(cache) and can_be_cut(query, key, attention_mask):
-            return in_blocks(delegate.function, module, query, key, value, attention_mask, *args, **kwargs)
+        if delegate.is_sdpa and _at_work(cache):
+            if not args and can_be_grouped(query, key, attention_mask, kwargs):
+                return in_groups(query, key, value, attention_mask, scaling=kwargs.get("scaling"))
+            if not joined and can_be_cut(query, key, attention_mask):
+                return in_blocks(delegate.function, module, query, key, value, attention_mask, *args, **kwargs)
         return delegate.function(module, query, key, value, attention_mask, *args, **kwargs)
 
     AttentionInterface.register(delegate.name, memory_attention)
