@@ -51,8 +51,8 @@ def test_groups_give_what_each_head_gives(mask: str, scaling: float | None) -> N
     wanted, _ = sdpa_attention_forward(Module(), query, key, value, given, scaling=scaling)
     assert grouped.shape == wanted.shape == (2, 1, 6, 4)
     torch.testing.assert_close(grouped, wanted, rtol=1e-12, atol=1e-12)
-    every = (each.repeat_interleave(3, dim=1) for each in (key, value))
-    plain = torch.nn.functional.scaled_dot_product_attention(query, *every, attn_mask=given, scale=scaling)
+    keys, values = key.repeat_interleave(3, dim=1), value.repeat_interleave(3, dim=1)
+    plain = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=given, scale=scaling)
     torch.testing.assert_close(grouped, plain.transpose(1, 2), rtol=1e-12, atol=1e-12)
 
 
