@@ -1,8 +1,8 @@
 """One token's attention on a CPU, for all query heads of a key/value head at once.
 
 torch's attention on a CPU takes every query head by itself, and a single row of queries is what its kernels are slowest
-at, in bfloat16 by far: 4 heads of 256 numbers that share 4,100 keys take 7 ms one by one and 0.6 ms together. As one token
-sees the same keys with each of them, they can be rows of one product.
+at, in bfloat16 by far: 4 heads of 256 numbers that share 4,100 keys take 7 ms one by one and 0.6 ms together. A token
+sees the same keys with each of them, so they can be rows of one product.
 """
 
 from __future__ import annotations
