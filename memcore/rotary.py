@@ -45,6 +45,7 @@ def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
     """Turn already rotated (or never rotated) vectors by ``shift`` positions.
 
     Angles are computed in float64 and applied in float32, so that bfloat16 vectors lose nothing but their own rounding.
+    No gradient goes through it.
 
     Args:
         x: ``[..., T, D]`` any floating dtype.
@@ -54,17 +55,21 @@ def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
     Returns:
         ``[..., T, D]`` in the dtype of ``x``.
     """
+    x = x.detach()
     inv_freq = geometry.inv_freq.to(device=x.device, dtype=torch.float64)
     angle = shift.to(x.device, torch.float64).unsqueeze(-1) * inv_freq  # [..., T, F]
     cos, sin = angle.cos().float(), angle.sin().float()
-    turned = x[..., geometry.turning].float()
+    # Turned in place in one copy: getting memory for every product takes as long as the product.
+    turned = x[..., geometry.turning].to(torch.float32, copy=True)
     if geometry.interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
-        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     else:
-        a, b = turned.chunk(2, dim=-1)
-        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    out = out.to(x.dtype)
+        half = turned.shape[-1] // 2
+        a, b = turned[..., :half], turned[..., half:]
+    across = a * sin
+    a.mul_(cos).addcmul_(b, sin, value=-1)
+    b.mul_(cos).add_(across)
+    out = turned.to(x.dtype)
     if out.shape[-1] == x.shape[-1]:
         return out
     return torch.cat((x[..., : geometry.offset], out, x[..., geometry.turning.stop :]), dim=-1)
