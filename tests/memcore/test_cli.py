@@ -70,6 +70,11 @@ def test_version() -> None:
     assert run("--version").output == f"memcore {memcore.__version__}\n"
 
 
+def test_the_command_line_is_a_module_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "memcore", "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "Usage: memcore [OPTIONS] COMMAND [ARGS]...")
+
+
 def test_plugins_shows_components_and_their_plugins() -> None:
     result = run("plugins")
     assert result.exit_code == 0
