@@ -119,7 +119,7 @@ def studies(sources: Sources) -> dict[str, list[str]]:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *option_each("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
         asked = ["eval", "passkey", sources.second, *keys, "--seeds", "1"]
-        found["pass-keys-second"] = [*asked, *option_each("--tokens", KEYS[:3]),
+        found["pass-keys-second"] = [*asked, *option_each("--tokens", KEYS[:2]),
                                      *option_each("--way", ("memory", "full"))]  # fmt: skip
         found["pass-keys-second-long"] = [*asked, *option_each("--tokens", KEYS[3:5]), "--needles", "each",
                                           "--way", "memory"]  # fmt: skip
