@@ -58,9 +58,9 @@ def best_scored(scores: Tensor, rows: Tensor, top_k: int) -> Tensor:
 
 
 def pick(chunks: ChunkBatch, places: Tensor) -> ChunkBatch:
-    """Return the chunks at these places, ``[M]`` int64, in this order.
+    """Return the chunks at these places, ``[M]`` int64 on the CPU, in this order.
 
-    On the CPU ``index_select`` takes a sixth of the time of an index in brackets.
+    By ``index_select``, which takes a sixth of the time of an index in brackets where chunks are on the CPU.
     """
     if torch.equal(places, torch.arange(len(chunks))):
         return chunks

@@ -201,7 +201,7 @@ def fetch(view: View, rows: Tensor) -> ChunkBatch:
         return found[0][1]
     width = max(chunks.keys.shape[2] for _, chunks in found)
     device = found[0][1].keys.device
-    order = torch.cat([places for places, _ in found]).argsort().to(device)
+    order = torch.cat([places for places, _ in found]).argsort()
     batches = [attrs.asdict(pad_tokens(chunks, width), recurse=False) for _, chunks in found]
     columns = {name: torch.cat([batch[name].to(device) for batch in batches]) for name in batches[0]}
     return pick(ChunkBatch(**columns), order)
