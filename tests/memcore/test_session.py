@@ -71,9 +71,11 @@ def interrupted_at(session: Session, tokens: int, **options: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_session_knows_what_one_forward_leaves(family: str) -> None:
     model = wrapped(family)
-    with torch.no_grad(), model.memory.reading(question=False):
-        cache = model(IDS, use_cache=True).past_key_values
-    expected = model(QUESTION, past_key_values=cache, use_cache=True).logits
+    with torch.no_grad():
+        with model.memory.reading(question=False):
+            cache = model(IDS, use_cache=True).past_key_values
+        # With gradients a single token's attention is computed in another order, and rounds otherwise.
+        expected = model(QUESTION, past_key_values=cache, use_cache=True).logits
     session = read(model, checkpoint_tokens=64)
     assert session.tokens == 300
     assert repr(session) == "Session('book', tokens=300)"
