@@ -273,10 +273,9 @@ class MemoryLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows ``indices``, in that order, repeats allowed."""
         super().batch_select_indices(indices.to(self.keys.device))
-        index = indices.to(self.keys.device)
-        self._sinks = self._sinks and self._sinks.map(lambda x: x[index])
+        self._sinks = self._sinks and self._sinks.rows(indices)
         self._prefix = None if self._prefix is None else self._prefix.rows(indices)
-        self._given = self._given and self._given.map(lambda x: x[index])
+        self._given = self._given and self._given.rows(indices)
         self._retriever.select_rows(indices)
         if (recalled := self.recalled.get(self.setup.index)) is not None:
             self.recalled[self.setup.index] = [recalled[int(i)] for i in indices]

@@ -27,6 +27,10 @@ class KeysValues:
         """Return what a function makes of both."""
         return attrs.evolve(self, keys=change(self.keys), values=change(self.values))
 
+    def rows(self, index: Tensor) -> Self:
+        """Return the rows ``index``, ``[M]`` int64."""
+        return self.map(lambda x: x.index_select(0, index.to(x.device)))
+
 
 @attrs.frozen(eq=False)
 class Prefix(KeysValues):
@@ -42,8 +46,8 @@ class Prefix(KeysValues):
         return int(self.keys.shape[2])
 
     def rows(self, index: Tensor) -> Prefix:
-        """Return the rows ``index``."""
-        chosen = self.map(lambda x: x[index.to(x.device)])
+        """Return the rows ``index``, ``[M]`` int64."""
+        chosen = super().rows(index)
         return chosen if self.live is None else attrs.evolve(chosen, live=self.live[index.cpu()])
 
 

@@ -41,7 +41,7 @@ def same_rotation(one: RotaryGeometry | None, other: RotaryGeometry | None) -> b
     return torch.equal(one.inv_freq, other.inv_freq) and attrs.astuple(rest)[1:] == attrs.astuple(other)[1:]
 
 
-def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
+def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry, dtype: torch.dtype | None = None) -> Tensor:
     """Turn already rotated (or never rotated) vectors by ``shift`` positions.
 
     Angles are computed in float64 and applied in float32, so that bfloat16 vectors lose nothing but their own rounding.
@@ -51,11 +51,12 @@ def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
         x: ``[..., T, D]`` any floating dtype.
         shift: integer positions that broadcast to ``[..., T]``; negative turns back.
         geometry: the layer's rotation.
+        dtype: of the result; None for that of ``x``.
 
     Returns:
-        ``[..., T, D]`` in the dtype of ``x``.
+        ``[..., T, D]``.
     """
-    x = x.detach()
+    x, dtype = x.detach(), dtype or x.dtype
     inv_freq = geometry.inv_freq.to(device=x.device, dtype=torch.float64)
     angle = shift.to(x.device, torch.float64).unsqueeze(-1) * inv_freq  # [..., T, F]
     cos, sin = angle.cos().float(), angle.sin().float()
@@ -69,10 +70,11 @@ def rotate(x: Tensor, shift: Tensor, geometry: RotaryGeometry) -> Tensor:
     across = a * sin
     a.mul_(cos).addcmul_(b, sin, value=-1)
     b.mul_(cos).add_(across)
-    out = turned.to(x.dtype)
+    out = turned.to(dtype)
     if out.shape[-1] == x.shape[-1]:
         return out
-    return torch.cat((x[..., : geometry.offset], out, x[..., geometry.turning.stop :]), dim=-1)
+    before, after = x[..., : geometry.offset], x[..., geometry.turning.stop :]
+    return torch.cat((before.to(dtype), out, after.to(dtype)), dim=-1)
 
 
 def unrotate(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
@@ -86,7 +88,7 @@ def unrotate(x: Tensor, positions: Tensor, geometry: RotaryGeometry) -> Tensor:
     Returns:
         ``[..., T, D]`` float32.
     """
-    plain = rotate(x.float(), -positions, geometry)
+    plain = rotate(x, -positions, geometry, torch.float32)
     if geometry.attention_scaling != 1.0:
         plain[..., geometry.turning] /= geometry.attention_scaling
     return plain
