@@ -42,12 +42,51 @@ APPROXIMATE: Final = {"faiss": ("memory:exact", "memory:faiss"), "hnswlib": ("me
 """Backends with an approximate index, and the ways of reading in their studies, which share one table: with exact
 search, once, to compare with. The indexes are searched at any size, as by default these texts are too short for one."""
 
-TRAINED_LAYERS: Final = {
-    "memlong": "memory_layer = 5\nlayers = [11, 17]\ngate = true",
-    "own-keys": "layers = [5, 11, 17]\ngate = true",
-    "window-only": "layers = []",
+
+@attrs.frozen(kw_only=True)
+class Training:
+    """A training, of whose model and budget another one differs in its memory alone.
+
+    Attributes:
+        memory: fields of its memory, as lines of TOML.
+        second: whether it is of the second model.
+        first_layer: the first layer that trains.
+        tokens: how many it reads.
+        measured_tokens: how many of the measured texts it reads to tell the loss before, on the way and after.
+        contexts: lengths at which the perplexity of the trained model is measured.
+    """
+
+    memory: str
+    second: bool = False
+    first_layer: int = 6
+    tokens: int = 98304
+    measured_tokens: int = 8192
+    contexts: tuple[int, ...] = CONTEXTS
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return self.memory != NO_MEMORY
+
+
+NO_MEMORY: Final = "layers = []"
+SECOND: Final[Mapping[str, Any]] = {
+    "second": True,
+    "first_layer": 12,
+    "tokens": 32768,
+    "measured_tokens": 0,
+    "contexts": CONTEXTS[:1],
 }
-"""The memories of the trainings with one budget: Gemma 3 270M's global layers are 5, 11 and 17.
+"""What the trainings of the second model share, which takes a minute for 1,024 tokens on one core."""
+
+TRAININGS: Final = {
+    "memlong": Training(memory="memory_layer = 5\nlayers = [11, 17]\ngate = true"),
+    "own-keys": Training(memory="layers = [5, 11, 17]\ngate = true"),
+    "window-only": Training(memory=NO_MEMORY),
+    "second-own-keys": Training(memory="gate = true", **SECOND),
+    "second-window-only": Training(memory=NO_MEMORY, **SECOND),
+}
+"""Gemma 3 270M's global layers are 5, 11 and 17; the second model's are all.
 
 One layer's keys for all as in the paper, each layer's own as in the default, and the same training without memory.
 """
@@ -103,18 +142,14 @@ def studies(sources: Sources) -> dict[str, list[str]]:
         found["icl"] = ["eval", "icl", first, *option_each("--dataset", ("sst2", "sst5", "subj")), "--data-folder",
                         str(sources.labelled), "--items", "50", "--window", "512",
                         *option_each("--way", ("window", "streaming", "memory", "full"))]  # fmt: skip
-    for name in TRAINED_LAYERS:
-        trained = ["--trained", str(sources.work / name), *option_each("--way", ("window", "streaming", "memory"))]
-        found[f"train-{name}"] = ["train", str(sources.work / f"{name}.toml")]
-        found[f"perplexity-{name}"] = [
-            "eval",
-            "ppl",
-            first,
-            *texts,
-            *option_each("--context", CONTEXTS),
-            *SCORED,
-            *trained,
-        ]
+    for name, training in TRAININGS.items():
+        model = sources.second if training.second else first
+        if model:
+            ways_trained = ("window", "streaming", *(["memory"] if training.remembers else []))
+            found[f"train-{name}"] = ["train", str(sources.work / f"{name}.toml")]
+            found[f"perplexity-{name}"] = ["eval", "ppl", model, *texts, *option_each("--context", training.contexts),
+                                           *SCORED, "--trained", str(sources.work / name),
+                                           *option_each("--way", ways_trained)]  # fmt: skip
     if sources.second:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *option_each("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
@@ -128,27 +163,31 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     return found
 
 
-def training(sources: Sources, name: str) -> str:
-    """Return the configuration of one of the trainings, which differ in their memory alone."""
-    documents = json.dumps([str(path.resolve()) for path in sources.trained])
-    return f"""model = {json.dumps(sources.first)}
+def configuration(sources: Sources, name: str) -> str:
+    """Return the configuration of a training."""
+    training = TRAININGS[name]
+    documents, measured = (
+        json.dumps([str(path.resolve()) for path in paths]) for paths in (sources.trained, sources.measured)
+    )
+    asked = training.measured_tokens
+    return f"""model = {json.dumps(sources.second if training.second else sources.first)}
 documents = {documents}
-evaluation = {json.dumps([str(path.resolve()) for path in sources.measured])}
+evaluation = {measured if asked else []}
 output = {json.dumps(str(sources.work / name))}
 
 [memory]
-{TRAINED_LAYERS[name]}
+{training.memory}
 
 [data]
-max_tokens = 98304
-max_evaluation_tokens = 8192
+max_tokens = {training.tokens}
+{f"max_evaluation_tokens = {asked}" if asked else ""}
 
 [[stages]]
 name = "memory"
 learning_rate = 3e-4
-evaluate_every = 64
+{"evaluate_every = 64" if asked else ""}
 save_every = 32
-plan = {{ first_layer = 6, lora_rank = 16 }}
+plan = {{ first_layer = {training.first_layer}, lora_rank = 16 }}
 """
 
 
@@ -259,7 +298,7 @@ def made() -> dict[str, str]:
         name = folder.name.removeprefix("perplexity-")
         if (folder / "ppl.json").exists():
             results = results_in(folder / "ppl.json")
-            if name in TRAINED_LAYERS:
+            if name in TRAININGS:
                 trained[name] = results
             elif name in APPROXIMATE:
                 approximate |= results
@@ -313,7 +352,7 @@ def run(
         arguments = there[name]
         if arguments[0] == "train":
             work.mkdir(parents=True, exist_ok=True)
-            Path(arguments[1]).write_text(training(sources, name.removeprefix("train-")), encoding="utf-8")
+            Path(arguments[1]).write_text(configuration(sources, name.removeprefix("train-")), encoding="utf-8")
         else:
             arguments = [*arguments, "--dtype", dtype, "--output", str(RESULTS / name)]
         console().print(f"{name}: memcore {shlex.join(arguments)}", soft_wrap=True)
