@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import memcore
+from memcore.cache_argument import cache_argument
 from memcore.demo.text import first_tokens, language_reference
 from memcore.demo.weights import demo_model_path
 from memcore.model_source import load_model
@@ -146,9 +147,10 @@ def log_probability(session: memcore.Session, tokenizer: PreTrainedTokenizerBase
     space = "" if tokenizer.chat_template else " "
     replied = tokenizer(space + reply.strip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
     model: Any = session.model
+    name = cache_argument(model.forward)
     cache, scores, pieces = session.cache(), [], [asked, *replied[0, :-1].view(-1, 1, 1)]
     for piece, token in zip(pieces, replied[0].tolist(), strict=True):
-        logits = model(input_ids=piece.to(model.device), past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=piece.to(model.device), **{name: cache}, use_cache=True).logits
         scores.append(float(logits[0, -1].float().log_softmax(dim=-1)[token]))
     return sum(scores) / len(scores)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,5 +12,17 @@ NEW: Final = "cache"
 
 
 def cache_argument(function: Callable[..., Any]) -> str:
-    """Return the name of the parameter by which a forward, or ``generate()``, takes a cache."""
-    return NEW if NEW in inspect.signature(function).parameters else OLD
+    """Return the name by which a forward, or ``generate()``, takes a cache.
+
+    One that takes any arguments, as ``generate()`` and peft's forward do, passes them on to a model of transformers.
+    """
+    takes = inspect.signature(function).parameters
+    return next((name for name in (NEW, OLD) if name in takes), _newest())
+
+
+@functools.cache
+def _newest() -> str:
+    """Return the name that this release of transformers uses itself."""
+    from transformers import GenerationMixin
+
+    return NEW if NEW in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters else OLD

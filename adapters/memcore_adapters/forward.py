@@ -108,8 +108,9 @@ def forward_with_memory(
             output = _run(inner, cache, kwargs, new, decode=tokens == 1)
         else:
             output = _run_pieces(inner, cache, memory, kwargs, new, spans)
-    if not keep_cache and hasattr(output, "past_key_values"):
-        output.past_key_values = given
+    name = NEW if hasattr(output, NEW) else OLD
+    if not keep_cache and hasattr(output, name):
+        setattr(output, name, given)
     return output
 
 

@@ -19,6 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers_contract import Call, ContractError
 
+import memcore
+
 PARAMETERS: list[tuple[Callable[..., Any], list[str], str]] = [
     (sdpa_attention_forward, ["module", "query", "key", "value", "attention_mask"], contract.INTERFACE),
     (AttentionInterface.register, ["key", "value"], contract.INTERFACE),
@@ -89,8 +91,16 @@ def test_parameters(function: Callable[..., Any], names: list[str], where: str) 
 
 def test_the_cache_goes_by_a_known_name() -> None:
     model = tiny_model("llama")
-    for function in (model.forward, model.get_decoder().forward):
+    for function in (model.forward, model.get_decoder().forward, model.prepare_inputs_for_generation):
         contract.check_cache_argument(function)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_memcore_calls_nothing_by_a_name_that_is_to_go() -> None:
+    session = memcore.Session(memcore.wrap(tiny_model("llama"), window=32, sinks=2, chunk_size=4), "text")
+    session.ingest(random_tokens(1, 90, seed=1))
+    session.ask(random_tokens(1, 6, seed=2), max_new_tokens=3)
+    session.model(random_tokens(1, 90, seed=3), use_cache=False)
 
 
 def test_registries() -> None:
