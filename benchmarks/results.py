@@ -153,6 +153,9 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     if sources.second:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *option_each("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
+        longest = ("window", "memory", "full", "streaming")
+        found["perplexity-second-long"] = ["eval", "ppl", sources.second, *texts, "--context", str(CONTEXTS[2]),
+                                           *SCORED, *option_each("--way", longest)]  # fmt: skip
         asked = ["eval", "passkey", sources.second, *keys, "--seeds", "1"]
         found["pass-keys-second"] = [*asked, *option_each("--tokens", KEYS[:2]),
                                      *option_each("--way", ("memory", "full"))]  # fmt: skip
@@ -289,17 +292,17 @@ def results_in(path: Path) -> dict[str, Any]:
 def made() -> dict[str, str]:
     """Return the page's tables, by study, of those studies that have been run.
 
-    Those of trained models share one, and those of approximate indexes.
+    Those of one trained model share one, and those of approximate indexes.
     """
     tables: dict[str, str] = {}
-    trained: dict[str, dict[str, Any]] = {}
+    trained: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
     approximate: dict[str, Any] = {}
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         name = folder.name.removeprefix("perplexity-")
         if (folder / "ppl.json").exists():
             results = results_in(folder / "ppl.json")
             if name in TRAININGS:
-                trained[name] = results
+                trained[TRAININGS[name].second][name.removeprefix("second-")] = results
             elif name in APPROXIMATE:
                 approximate |= results
             else:
@@ -310,8 +313,10 @@ def made() -> dict[str, str]:
             tables[folder.name] = ablation_table(results_in(folder / "ablations.json"))
         if list(folder.glob("icl-*.json")):
             tables[folder.name] = icl_table(folder)
-    if trained:
-        tables["trained"] = perplexity_table(trained_together(trained), "window-only, read as streaming")
+    for second, records in trained.items():
+        if records:
+            together = perplexity_table(trained_together(records), "window-only, read as streaming")
+            tables["trained-second" if second else "trained"] = together
     if approximate:
         tables["approximate"] = perplexity_table(approximate, "memory:exact")
     return tables
