@@ -161,6 +161,8 @@ def studies(sources: Sources) -> dict[str, list[str]]:
                                      *option_each("--way", ("memory", "full"))]  # fmt: skip
         found["pass-keys-second-long"] = [*asked, *option_each("--tokens", KEYS[3:5]), "--needles", "each",
                                           "--way", "memory"]  # fmt: skip
+        found["pass-keys-second-full"] = [*asked, "--tokens", str(KEYS[3]), "--needles", "each",
+                                          *option_each("--way", ("memory", "full"))]  # fmt: skip
         if sources.labelled is not None:
             found["icl-second"] = [found["icl"][0], found["icl"][1], sources.second, *found["icl"][3:]]
     return found
