@@ -42,6 +42,9 @@ APPROXIMATE: Final = {"faiss": ("memory:exact", "memory:faiss"), "hnswlib": ("me
 """Backends with an approximate index, and the ways of reading in their studies, which share one table: with exact
 search, once, to compare with. The indexes are searched at any size, as by default these texts are too short for one."""
 
+LONGEST: Final = {"perplexity-second-long": "", "perplexity-second-top-k": ", top_k=128"}
+"""Studies of the second model that share a table, and what it says behind their ways of reading."""
+
 
 @attrs.frozen(kw_only=True)
 class Training:
@@ -153,9 +156,9 @@ def studies(sources: Sources) -> dict[str, list[str]]:
     if sources.second:
         found["perplexity-second"] = ["eval", "ppl", sources.second, *texts, *option_each("--context", CONTEXTS[:2]),
                                       *SCORED, *ways]  # fmt: skip
-        longest = ("window", "memory", "full", "streaming")
-        found["perplexity-second-long"] = ["eval", "ppl", sources.second, *texts, "--context", str(CONTEXTS[2]),
-                                           *SCORED, *option_each("--way", longest)]  # fmt: skip
+        longest = ["eval", "ppl", sources.second, *texts, "--context", str(CONTEXTS[2]), *SCORED]
+        found["perplexity-second-long"] = [*longest, *option_each("--way", ("window", "memory", "full"))]
+        found["perplexity-second-top-k"] = [*longest, "--set", "top_k=128", "--way", "memory"]
         asked = ["eval", "passkey", sources.second, *keys, "--seeds", "1"]
         found["pass-keys-second"] = [*asked, *option_each("--tokens", KEYS[:2]),
                                      *option_each("--way", ("memory", "full"))]  # fmt: skip
@@ -294,11 +297,12 @@ def results_in(path: Path) -> dict[str, Any]:
 def made() -> dict[str, str]:
     """Return the page's tables, by study, of those studies that have been run.
 
-    Those of one trained model share one, and those of approximate indexes.
+    Those of one trained model share one, those of approximate indexes, and those of the second model's longest context.
     """
     tables: dict[str, str] = {}
     trained: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
     approximate: dict[str, Any] = {}
+    longest: dict[str, Any] = {}
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         name = folder.name.removeprefix("perplexity-")
         if (folder / "ppl.json").exists():
@@ -307,6 +311,8 @@ def made() -> dict[str, str]:
                 trained[TRAININGS[name].second][name.removeprefix("second-")] = results
             elif name in APPROXIMATE:
                 approximate |= results
+            elif folder.name in LONGEST:
+                longest |= {f"{key}{LONGEST[folder.name]}": result for key, result in results.items()}
             else:
                 tables[folder.name] = perplexity_table(results, "full")
         if (folder / "passkey.json").exists():
@@ -321,6 +327,8 @@ def made() -> dict[str, str]:
             tables["trained-second" if second else "trained"] = together
     if approximate:
         tables["approximate"] = perplexity_table(approximate, "memory:exact")
+    if longest:
+        tables["perplexity-second-long"] = perplexity_table(longest, "full")
     return tables
 
 
