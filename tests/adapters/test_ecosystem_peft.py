@@ -168,7 +168,7 @@ def test_adapted_phi3_reads_a_growing_text_once_while_it_has_a_memory(kind: str,
     # Its own prepare_inputs_for_generation drops the cache when a text passes original_max_position_embeddings.
     def adapted(model: Any) -> Any:
         if kind == "lora":
-            config: Any = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+            config: Any = peft.LoraConfig(r=4, target_modules=["qkv_proj", "o_proj"], task_type="CAUSAL_LM")
         else:
             config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
         return peft.get_peft_model(model, config).eval()
@@ -180,7 +180,8 @@ def test_adapted_phi3_reads_a_growing_text_once_while_it_has_a_memory(kind: str,
     inside = model.get_base_model()
     # peft's generate() puts a method of its own into the model inside, and out again. Virtual tokens it gives to
     # transformers 5.24 at each step, of any family.
-    assert tokens_of_each_forward(model)[1:] == tokens_of_each_forward(adapted(tiny_model("llama")))[1:]
+    expected = [1] * 11 if kind == "lora" else tokens_of_each_forward(adapted(tiny_model("llama")))[1:]
+    assert tokens_of_each_forward(model)[1:] == expected
     assert tokens_of_each_forward(inside)[1:] == [1] * 11
     memcore.unwrap(model)
     assert tokens_of_each_forward(model) == tokens_of_each_forward(adapted(phi3()))
