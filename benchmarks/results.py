@@ -300,7 +300,8 @@ def made() -> dict[str, str]:
     Those of one trained model share one, those of approximate indexes, and those of the second model's longest context.
     """
     tables: dict[str, str] = {}
-    trained: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
+    trained: dict[str, dict[str, Any]] = {}
+    trained_second: dict[str, dict[str, Any]] = {}
     approximate: dict[str, Any] = {}
     longest: dict[str, Any] = {}
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
@@ -308,7 +309,7 @@ def made() -> dict[str, str]:
         if (folder / "ppl.json").exists():
             results = results_in(folder / "ppl.json")
             if name in TRAININGS:
-                trained[TRAININGS[name].second][name.removeprefix("second-")] = results
+                (trained_second if TRAININGS[name].second else trained)[name.removeprefix("second-")] = results
             elif name in APPROXIMATE:
                 approximate |= results
             elif folder.name in LONGEST:
@@ -321,10 +322,9 @@ def made() -> dict[str, str]:
             tables[folder.name] = ablation_table(results_in(folder / "ablations.json"))
         if list(folder.glob("icl-*.json")):
             tables[folder.name] = icl_table(folder)
-    for second, records in trained.items():
+    for table, records in {"trained": trained, "trained-second": trained_second}.items():
         if records:
-            together = perplexity_table(trained_together(records), "window-only, read as streaming")
-            tables["trained-second" if second else "trained"] = together
+            tables[table] = perplexity_table(trained_together(records), "window-only, read as streaming")
     if approximate:
         tables["approximate"] = perplexity_table(approximate, "memory:exact")
     if longest:

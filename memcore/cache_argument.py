@@ -17,7 +17,7 @@ def cache_argument(function: Callable[..., Any]) -> str:
     One that takes any arguments, as ``generate()`` and peft's forward do, passes them on to a model of transformers.
     """
     takes = inspect.signature(function).parameters
-    return next((name for name in (NEW, OLD) if name in takes), _newest())
+    return next((name for name in (NEW, OLD) if name in takes), None) or _newest()
 
 
 @functools.cache

@@ -108,8 +108,7 @@ def forward_with_memory(
             output = _run(inner, cache, kwargs, new, decode=tokens == 1)
         else:
             output = _run_pieces(inner, cache, memory, kwargs, new, spans)
-    name = NEW if hasattr(output, NEW) else OLD
-    if not keep_cache and hasattr(output, name):
+    if not keep_cache and (name := next((name for name in (NEW, OLD) if hasattr(output, name)), None)):
         setattr(output, name, given)
     return output
 
